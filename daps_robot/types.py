@@ -1,0 +1,96 @@
+"""The words and letters used everywhere, and the few containers that travel.
+
+Axis letters, in every shape of this package:
+
+    b  batch                 k  samples per input      l  positions in a code sequence
+    v  vocabulary size       d  embedding width        h  chunk horizon (steps)
+    n  observation history   a  action dimension       o  observation dimension (all keys, flattened)
+    t  steps of a demo       m  memory tokens
+
+Time, for a decision taken at step t:
+
+    observations   o_{t-n+1} … o_t |
+    chunk                          a_t  a_{t+1} … a_{t+h-1}
+    executed                       a_t … a_{t+e-1}             e ≤ h, then re-plan
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Demo:
+    """One demonstration: what was seen and done, step by step, in the environment's own units.
+
+    Attributes:
+        name: its key in the file, such as "demo_12".
+        actions: (t a) float32.
+        obs: observation key -> (t o_key) float32; row i is what was seen before action i.
+        states: (t s) float64 flattened MuJoCo states (time, qpos, qvel) before each action, or None where the file has none.
+        seed: the seed that the environment was reset with, or None where it is not known.
+    """
+
+    name: str
+    actions: Float[np.ndarray, "t a"]
+    obs: Mapping[str, Float[np.ndarray, "t _"]]
+    states: Float[np.ndarray, "t s"] | None = None
+    seed: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+    def flat_obs(self, keys: Sequence[str]) -> Float[np.ndarray, "t o"]:
+        """The observations of `keys`, in that order, side by side."""
+        return np.concatenate([self.obs[key] for key in keys], axis=1)
+
+
+class ChunkBatch(NamedTuple):
+    """A batch of action-chunk windows in the environment's units.
+
+    Attributes:
+        actions: (b h a); steps past the end of the demonstration repeat its last action.
+        mask: (b h) True where the step belongs to the demonstration.
+        observations: (b n o); steps before the start repeat the first observation.
+    """
+
+    actions: Float[Tensor, "b h a"]
+    mask: Bool[Tensor, "b h"]
+    observations: Float[Tensor, "b n o"]
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """What a policy is asked at a decision, for a fixed number of slots (finished slots hold stale rows).
+
+    Attributes:
+        observations: (b n o) float32, keys in the policy's `obs_keys` order.
+        keys: (b,) one number per row that alone decides the row's sampling noise, whatever else is in the batch.
+        expert_chunk: (b h a) the scripted expert's next h actions, only for a policy with `needs_expert`.
+    """
+
+    observations: Float[np.ndarray, "b n o"]
+    keys: Int[np.ndarray, "b"]
+    expert_chunk: Float[np.ndarray, "b h a"] | None = None
+
+
+class Policy(Protocol):
+    """Anything that answers a `PlanRequest` with action chunks in the environment's units."""
+
+    obs_keys: tuple[str, ...]
+    history: int
+    horizon: int
+    needs_expert: bool
+
+    def plan(self, request: PlanRequest) -> Float[np.ndarray, "b h a"]:
+        """Action chunks for every row; row i depends on nothing but row i of the request."""
+        ...
+
+
+JSON = dict[str, Any]
