@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -76,10 +76,11 @@ class PlanRequest:
     """
 
     observations: Float[np.ndarray, "b n o"]
-    keys: Int[np.ndarray, "b"]
+    keys: Int[np.ndarray, " b"]
     expert_chunk: Float[np.ndarray, "b h a"] | None = None
 
 
+@runtime_checkable
 class Policy(Protocol):
     """Anything that answers a `PlanRequest` with action chunks in the environment's units."""
 

@@ -1,0 +1,118 @@
+"""Files that a run leaves: weights as safetensors, configuration as JSON, training state loaded with `weights_only=True`.
+
+Every file is written under a temporary name, flushed and renamed: a reader finds the old one or the new one, never half.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from daps_robot.errors import CheckpointError, RunDirectoryError
+
+
+def write_atomically(path: Path, write: Any) -> None:
+    """Call `write(temporary_path)`, flush it to disk and rename it to `path`.
+
+    Raises:
+        RunDirectoryError: the directory is not writable, or there is no space left.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise RunDirectoryError(f"cannot write {path}: {error}. The last good file is untouched.") from error
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Tensors as safetensors, atomically."""
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_atomically(path, lambda temporary: safetensors.torch.save_file(contiguous, temporary))
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file.
+
+    Raises:
+        CheckpointError: missing, truncated, or not safetensors.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path} is not there: give the directory of a saved model")
+    try:
+        return safetensors.torch.load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
+
+
+def load_weights(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Load named tensors into a module, all of them and nothing else.
+
+    Raises:
+        CheckpointError: names or shapes differ, naming the first.
+    """
+    own = module.state_dict()
+    for name in sorted({*own, *tensors}):
+        if name not in tensors:
+            raise CheckpointError(f"{path} lacks the tensor {name}: it was saved by another model or version")
+        if name not in own:
+            raise CheckpointError(f"{path} holds {name}, which this model has not: it was saved by another model or version")
+        if own[name].shape != tensors[name].shape:
+            raise CheckpointError(
+                f"{path}: {name} has shape {tuple(tensors[name].shape)}, the model needs {tuple(own[name].shape)}"
+            )
+    module.load_state_dict(tensors)
+
+
+def save_state(state: dict[str, Any], path: Path) -> None:
+    """Training state (tensors, numbers, strings, lists, dictionaries), atomically."""
+    write_atomically(path, lambda temporary: torch.save(state, temporary))
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Training state of our own; nothing in it can run code.
+
+    Raises:
+        CheckpointError: missing, damaged, or holding anything but plain values.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path} is not there: nothing to resume; start without --resume")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise CheckpointError(f"{path} is not a readable training state: {str(error).splitlines()[0]}") from error
+
+
+@contextmanager
+def owned_directory(directory: Path) -> Iterator[None]:
+    """Hold a run directory for writing; the lock goes with the process, however it ends.
+
+    Raises:
+        RunDirectoryError: another process holds it, or it cannot be written.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = (directory / ".lock").open("w")
+    except OSError as error:
+        raise RunDirectoryError(f"cannot write to {directory}: {error.strerror}; choose another --out") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        raise RunDirectoryError(f"{directory} is in use by another run: wait for it, or choose another --out") from error
+    try:
+        yield
+    finally:
+        lock.close()

@@ -1,0 +1,132 @@
+"""Configurations are frozen dataclasses; here they become JSON and come back, with every name and value checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+from daps_robot.errors import ConfigError
+from daps_robot.registry import unknown_name
+from daps_robot.types import JSON
+
+C = TypeVar("C")
+MAX_JSON_BYTES = 16 * 2**20
+
+
+def to_json(config: Any) -> Any:
+    """A dataclass as plain JSON values; each carries its class name, so that unions come back as what they were."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        fields = {f.name: to_json(getattr(config, f.name)) for f in dataclasses.fields(config)}
+        return {"_type": type(config).__name__, **fields}
+    if isinstance(config, tuple | list):
+        return [to_json(item) for item in config]
+    if isinstance(config, dict):
+        return {key: to_json(value) for key, value in config.items()}
+    if isinstance(config, Path):
+        return str(config)
+    return config
+
+
+def from_json(cls: type[C], values: JSON, where: str = "configuration") -> C:
+    """The inverse of `to_json`.
+
+    Raises:
+        ConfigError: a field is missing, unknown, or of another type, with its path inside the file.
+    """
+    return _parse(cls, values, where)
+
+
+def _parse(hint: Any, value: Any, where: str) -> Any:
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        return _parse_union(typing.get_args(hint), value, where)
+    if dataclasses.is_dataclass(hint):
+        return _parse_dataclass(typing.cast(type, hint), value, where)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise ConfigError(f"{where}: expected a list, found {value!r}")
+        item = typing.get_args(hint)[0]
+        return tuple(_parse(item, v, f"{where}[{i}]") for i, v in enumerate(value))
+    if origin is typing.Literal:
+        if value not in typing.get_args(hint):
+            raise ConfigError(f"{where}: {value!r} is none of {', '.join(map(repr, typing.get_args(hint)))}")
+        return value
+    if hint is Path and isinstance(value, str):
+        return Path(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise ConfigError(f"{where}: expected {hint.__name__}, found {value!r}")
+    return value
+
+
+def _parse_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
+    if value is None and type(None) in options:
+        return None
+    options = tuple(option for option in options if option is not type(None))
+    if isinstance(value, dict) and "_type" in value:
+        for option in options:
+            if getattr(option, "__name__", None) == value["_type"]:
+                return _parse(option, value, where)
+    if len(options) == 1:
+        return _parse(options[0], value, where)
+    names = ", ".join(getattr(option, "__name__", str(option)) for option in options)
+    raise ConfigError(f"{where}: expected one of {names}, found {str(value)[:80]}")
+
+
+def _parse_dataclass(cls: type, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where}: expected the fields of {cls.__name__}, found {value!r}")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+    for name in value:
+        if name != "_type" and name not in fields:
+            raise ConfigError(f"{where}: {unknown_name(f'field of {cls.__name__}', name, list(fields))}")
+    parsed = {name: _parse(hints[name], value[name], f"{where}.{name}") for name in fields if name in value}
+    missing = [
+        name
+        for name, field in fields.items()
+        if name not in parsed and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ConfigError(f"{where}: {cls.__name__} lacks {', '.join(missing)}")
+    return cls(**parsed)
+
+
+def save_json(values: Any, path: Path) -> None:
+    """Write JSON atomically: a reader sees the old file or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(to_json(values), indent=2) + "\n")
+    temporary.replace(path)
+
+
+def load_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        ConfigError: it is missing, too large to be one of ours, or not JSON.
+    """
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise ConfigError(f"{path} has {path.stat().st_size} bytes: too large to be a configuration or report")
+        return json.loads(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from error
+
+
+def differences(old: JSON, new: JSON, prefix: str = "") -> list[str]:
+    """The fields in which two configurations (as JSON) differ, as "name: old → new"."""
+    found = []
+    for name in sorted({*old, *new}):
+        a, b, path = old.get(name), new.get(name), f"{prefix}{name}"
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += differences(a, b, f"{path}.")
+        elif a != b:
+            found.append(f"{path}: {a!r} → {b!r}")
+    return found

@@ -1,0 +1,64 @@
+"""Windows of h actions with the observations before them, gathered by indexing into flat arrays.
+
+    observations   o_{t-n+1} … o_t |
+    chunk                          a_t  a_{t+1} … a_{t+h-1}
+
+There is one window for every step of every demonstration. Past the end of a demonstration the last action is repeated and
+masked; before its start the first observation is repeated. Demonstrations are split whole, so no window crosses a split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from daps_robot.errors import DataError
+from daps_robot.types import ChunkBatch, Demo
+
+
+class ChunkDataset:
+    """All windows of some demonstrations.
+
+    Attributes:
+        actions: (T a) every action, one demonstration after another, in environment units.
+        observations: (T o) likewise.
+        starts, ends: (T,) first step and end (exclusive) of the demonstration that each step belongs to.
+    """
+
+    def __init__(self, demos: Sequence[Demo], obs_keys: Sequence[str], horizon: int, history: int = 1) -> None:
+        """Raises DataError where there is no demonstration, or one is shorter than a chunk."""
+        if not demos:
+            raise DataError("no demonstrations to cut into chunks")
+        for demo in demos:
+            if len(demo) < horizon:
+                raise DataError(
+                    f"{demo.name} has {len(demo)} steps, fewer than a chunk of {horizon}: "
+                    f"use --horizon {len(demo)} or less, or leave the demonstration out"
+                )
+        lengths = np.array([len(demo) for demo in demos])
+        ends = np.cumsum(lengths)
+        self.horizon, self.history = horizon, history
+        self.actions = torch.from_numpy(np.concatenate([demo.actions for demo in demos]))
+        self.observations = torch.from_numpy(np.concatenate([demo.flat_obs(obs_keys) for demo in demos]))
+        self.ends = torch.from_numpy(np.repeat(ends, lengths))
+        self.starts = torch.from_numpy(np.repeat(ends - lengths, lengths))
+        self._ahead = torch.arange(horizon)
+        self._back = torch.arange(1 - history, 1)
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+    def gather(self, index: Int[Tensor, " b"]) -> ChunkBatch:
+        """The windows that start at these steps."""
+        future = index[:, None] + self._ahead
+        end = self.ends[index, None]
+        past = torch.maximum(index[:, None] + self._back, self.starts[index, None])
+        return ChunkBatch(
+            actions=self.actions[torch.minimum(future, end - 1)],
+            mask=future < end,
+            observations=self.observations[past],
+        )

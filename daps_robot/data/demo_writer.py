@@ -1,0 +1,195 @@
+"""Demonstrations in robomimic's HDF5 layout (see `demos.py`): the writer.
+
+A collection may be killed at any time. Therefore each attempt is one small file in the folder `<file>.partial`, put there whole
+(written beside, flushed to disk, renamed); what lies there counts as done when collection starts again. The file itself is
+assembled from them at the end, beside its place, and moved there when it is complete: under its own name there is never half a
+file. An HDF5 file that is appended to would not do, because a kill in the middle of a write can damage all of it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from jaxtyping import Float
+
+from daps_robot.data.hdf5 import short
+from daps_robot.errors import DataError
+
+JSON = dict[str, Any]  # not from daps_robot.types, which imports torch: worker processes need none
+
+
+@dataclass(frozen=True)
+class Episode:
+    """An episode as it was recorded, one row more of observations than of actions.
+
+    Attributes:
+        actions: (t a) as executed.
+        observations: key -> (t+1 o_key); row i was seen before action i, the last row after the last action.
+        states: (t s) flattened MuJoCo states before each action.
+        rewards, dones: (t) after each action.
+        seed: that the environment was reset with.
+        model_file: the MuJoCo model, as XML.
+    """
+
+    actions: Float[np.ndarray, "t a"]
+    observations: Mapping[str, Float[np.ndarray, "t+1 _"]]
+    states: Float[np.ndarray, "t s"]
+    rewards: Float[np.ndarray, " t"]
+    dones: Float[np.ndarray, " t"]
+    seed: int
+    model_file: str
+
+
+class DemoWriter:
+    """Gathers episodes, in any order and over several sittings, and makes one file of them.
+
+    Attempts are numbered. The file holds the first `demos` successful ones by number, whichever order they came in.
+    """
+
+    def __init__(self, path: str | Path, settings: JSON) -> None:
+        """Opens the collection, or goes on with one that was interrupted.
+
+        Args:
+            path: of the file to be; an existing one is replaced, when the new one is complete.
+            settings: what the episodes depend on (task, noise, seed, versions); an interrupted collection with other settings
+                is not mixed with this one.
+
+        Raises:
+            DataError: the folder cannot be written, or an interrupted collection had other settings.
+        """
+        self.path = Path(path)
+        self.folder = self.path.with_name(f"{self.path.name}.partial")
+        text = json.dumps(settings, sort_keys=True)
+        with self._writing():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for leftover in self.folder.glob("*.tmp"):
+                leftover.unlink()
+            note = self.folder / "settings.json"
+            if not note.exists():
+                self._put(note, lambda temporary: temporary.write_text(text))
+            elif (before := note.read_text()) != text:
+                raise DataError(
+                    f"{self.folder} holds an interrupted collection with other settings ({_difference(before, settings)}).\n"
+                    "Use those settings to go on with it, or delete the folder to start anew."
+                )
+
+    def attempts(self) -> dict[int, bool]:
+        """Attempts that are done: number -> whether it succeeded."""
+        done = {int(file.stem): True for file in self.folder.glob("*.hdf5")}
+        return done | {int(file.stem): False for file in self.folder.glob("*.failed")}
+
+    def add(self, attempt: int, episode: Episode | None) -> None:
+        """Keeps a successful episode; None notes that the attempt failed.
+
+        Raises:
+            DataError: the disk is full, or the folder cannot be written.
+        """
+        with self._writing():
+            if episode is None:
+                self._put(self.folder / f"{attempt:07d}.failed", lambda temporary: temporary.touch())
+            else:
+                self._put(self.folder / f"{attempt:07d}.hdf5", lambda temporary: _write_shard(temporary, episode))
+
+    def finish(self, demos: int, valid_fraction: float, env_args: JSON) -> int:
+        """Makes the file from the first successful attempts, and removes the folder.
+
+        Returns:
+            The number of steps in the file.
+
+        Args:
+            demos: how many to keep; so many attempts must have succeeded.
+            valid_fraction: of the demonstrations are for validation (every tenth for 0.1), at least one of them if it is > 0.
+            env_args: what the file says of its environment.
+
+        Raises:
+            DataError: the disk is full, or the folder cannot be written.
+        """
+        shards = sorted(self.folder.glob("*.hdf5"))[:demos]
+        if len(shards) < demos:
+            raise DataError(f"{self.folder} holds {len(shards)} demonstrations, fewer than the {demos} asked for.")
+        names = [f"demo_{i}" for i in range(demos)]
+        valid = _validation_names(names, valid_fraction)
+        with self._writing():
+            self._put(self.path, lambda temporary: _assemble(temporary, shards, names, valid, env_args))
+            shutil.rmtree(self.folder)
+        with h5py.File(self.path, "r") as file:
+            return int(file["data"].attrs["total"])
+
+    def _put(self, target: Path, write: Callable[[Path], object]) -> None:
+        """Writes a file beside its place, flushes it to disk and moves it there."""
+        temporary = target.with_name(f"{target.name}.tmp")
+        try:
+            write(temporary)
+            with temporary.open("rb+") as stream:
+                os.fsync(stream.fileno())
+            temporary.replace(target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turns a refusal of the file system into an error for a person."""
+        try:
+            yield
+        except (OSError, RuntimeError) as error:  # h5py raises both where the disk is full
+            raise DataError(
+                f"{self.path} cannot be written ({short(error)}); free some space, or choose another place. "
+                "What is already collected is kept beside it."
+            ) from error
+
+
+def _write_shard(path: Path, episode: Episode) -> None:
+    with h5py.File(path, "w") as file:
+        demo = file.create_group("demo")
+        demo.create_dataset("actions", data=episode.actions)
+        demo.create_dataset("states", data=episode.states)
+        demo.create_dataset("rewards", data=episode.rewards)
+        demo.create_dataset("dones", data=episode.dones)
+        for key, values in episode.observations.items():
+            demo.create_dataset(f"obs/{key}", data=values[:-1])
+            demo.create_dataset(f"next_obs/{key}", data=values[1:])
+        demo.attrs["num_samples"] = len(episode.actions)
+        demo.attrs["seed"] = episode.seed
+        demo.attrs["model_file"] = episode.model_file
+
+
+def _assemble(path: Path, shards: list[Path], names: list[str], valid: list[str], env_args: JSON) -> None:
+    with h5py.File(path, "w") as file:
+        data = file.create_group("data")
+        total = 0
+        for name, shard in zip(names, shards, strict=True):
+            with h5py.File(shard, "r") as source:
+                source.copy("demo", data, name)
+            total += int(data[name].attrs["num_samples"])
+        data.attrs["total"] = total
+        data.attrs["env_args"] = json.dumps(env_args)
+        train = [name for name in names if name not in set(valid)]
+        for split, members in (("train", train), ("valid", valid)):
+            file.create_dataset(f"mask/{split}", data=np.array(members, dtype="S"))
+
+
+def _validation_names(names: list[str], fraction: float) -> list[str]:
+    """Evenly spread over the collection, so that a file with more demonstrations keeps the validation set of one with fewer."""
+    return [name for i, name in enumerate(names) if int((i + 1) * fraction + 1e-9) > int(i * fraction + 1e-9)] or (
+        names[-1:] if fraction > 0 and len(names) > 1 else []
+    )
+
+
+def _difference(before: str, settings: JSON) -> str:
+    """What an interrupted collection had set differently."""
+    try:
+        old = json.loads(before)
+    except ValueError:
+        return "its settings.json is damaged"
+    changed = [key for key in sorted({*old, *settings}) if old.get(key) != settings.get(key)]
+    return "; ".join(f"{key}: {old.get(key)} then, {settings.get(key)} now" for key in changed)

@@ -1,0 +1,314 @@
+"""Demonstrations in robomimic's HDF5 layout: the reader. `demo_writer.py` writes the same layout.
+
+    data                      attributes env_args (JSON), total
+    data/demo_0               attributes num_samples, model_file (XML), seed
+    data/demo_0/actions       (t a)
+    data/demo_0/obs/<key>     (t o_key) what was seen before each action
+    data/demo_0/next_obs/…    (t o_key) what was seen after it
+    data/demo_0/states        (t s) flattened MuJoCo states before each action
+    data/demo_0/rewards, dones  (t)
+    mask/train, mask/valid    names of demos
+
+A file comes from anywhere, so nothing in it is believed: links that lead elsewhere and sizes that the file cannot hold are
+refused before memory is taken, and every value that is handed on is finite.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from daps_robot.data.hdf5 import damage_named, members, open_file, refuse_link, short, subgroup, suggest
+from daps_robot.errors import DataError
+from daps_robot.types import JSON, Demo
+
+ROBOMIMIC_KEYS = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "object")
+"""The low-dimensional observations that robomimic uses by default."""
+
+DEMO_SEED_START = 0
+"""Demonstrations start from the seeds DEMO_SEED_START + 1_000_000 · (collection seed) + attempt, below EVAL_SEED_START."""
+
+EVAL_SEED_START = 1_000_000_000
+"""Episode i of an evaluation starts from the seed EVAL_SEED_START + i: no demonstration was collected from it."""
+
+ENV_IDS = {
+    "Lift": "daps_robot/Lift-v0",
+    "PickPlaceCan": "daps_robot/Can-v0",
+    "NutAssemblySquare": "daps_robot/Square-v0",
+}
+"""robosuite's name of a task -> the Gymnasium id of ours."""
+
+MAX_BYTES = 16 * 2**30
+_MAX_COMPRESSION = 200
+_UNSUSPICIOUS_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class DemoSet:
+    """What a file of demonstrations holds, checked.
+
+    Attributes:
+        path: of the file.
+        demos: all demonstrations, in natural order of their names (demo_2 before demo_10).
+        train, valid: names of the demonstrations of the two splits, from the file's masks; without masks, every tenth
+            demonstration in natural order (of fewer than ten: the last) is for validation.
+        obs_keys: the observation keys that were read; every demo has them.
+        env_args: what the file says of its environment; empty where it says nothing.
+        sha256: of the file, in hexadecimal.
+        env_id: the Gymnasium id of the environment that the demonstrations are from, or None where it is not known.
+    """
+
+    path: Path
+    demos: tuple[Demo, ...]
+    train: tuple[str, ...]
+    valid: tuple[str, ...]
+    obs_keys: tuple[str, ...]
+    env_args: JSON
+    sha256: str
+    env_id: str | None
+
+    def __len__(self) -> int:
+        return len(self.demos)
+
+    def select(self, names: Sequence[str]) -> tuple[Demo, ...]:
+        """The demonstrations of these names, in the order of the names."""
+        by_name = {demo.name: demo for demo in self.demos}
+        return tuple(by_name[name] for name in names)
+
+    @property
+    def action_dim(self) -> int:
+        """Number of action dimensions."""
+        return self.demos[0].actions.shape[1]
+
+    @property
+    def obs_dims(self) -> dict[str, int]:
+        """Observation key -> number of its dimensions."""
+        return {key: self.demos[0].obs[key].shape[1] for key in self.obs_keys}
+
+
+def read_demos(path: str | Path, obs_keys: Sequence[str] | None = None) -> DemoSet:
+    """Reads and checks a file of demonstrations.
+
+    Args:
+        path: an HDF5 file in robomimic's layout.
+        obs_keys: observations to read, in this order. None takes robomimic's four (`ROBOMIMIC_KEYS`) where the file has them,
+            else every numeric key with one row of numbers per step, sorted.
+
+    Raises:
+        DataError: the file is missing, damaged or of another layout, or a demonstration in it cannot be used. The message
+            names file, demonstration, key and what to do.
+    """
+    path = Path(path)
+    with open_file(path) as file, damage_named(path):
+        data = subgroup(path, file, "data", "is robomimic's layout meant (groups data/demo_0, data/demo_1, …)?")
+        names = sorted((name for name in data if _is_demo(data, name)), key=_natural)
+        if not names:
+            raise DataError(f"{path}: the group 'data' holds no demonstration (groups data/demo_0, data/demo_1, …).")
+        for name in names:
+            refuse_link(path, data, name, f"data/{name}")
+        reader = _DemoReader(path, data, names, obs_keys)
+        reader.check_sizes()
+        demos = tuple(reader.read(name) for name in names)
+        _check_same_shapes(path, demos, reader.obs_keys)
+        train, valid = _read_masks(path, file, names)
+        env_args = _read_env_args(path, data)
+    return DemoSet(path, demos, train, valid, reader.obs_keys, env_args, file_sha256(path), _env_id(env_args))
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+class _DemoReader:
+    """Reads the demonstrations of one open file, each checked by itself."""
+
+    def __init__(self, path: Path, data: h5py.Group, names: Sequence[str], obs_keys: Sequence[str] | None) -> None:
+        self.path, self.data, self.names = path, data, names
+        self.obs_keys = self._resolve_keys(obs_keys)
+
+    def _resolve_keys(self, wanted: Sequence[str] | None) -> tuple[str, ...]:
+        """The observation keys to read, by the first demonstration (`read` finds out where another lacks one)."""
+        first = self.names[0]
+        obs = subgroup(self.path, self.data[first], "obs", f"{first} has no observations.", where=f"data/{first}/obs")
+        if wanted is not None:
+            if not wanted:
+                raise DataError(f"{self.path}: no observation key was asked for; the file has {', '.join(sorted(obs))}.")
+            return tuple(wanted)
+        if all(key in obs for key in ROBOMIMIC_KEYS):
+            return ROBOMIMIC_KEYS
+        keys = tuple(sorted(key for key in obs if _is_rows_of_numbers(obs, key)))
+        if not keys:
+            raise DataError(
+                f"{self.path}: {first}: no observation key holds one row of numbers per step; "
+                f"the keys are {', '.join(sorted(obs)) or 'none'}."
+            )
+        return keys
+
+    def check_sizes(self) -> None:
+        """Refuses, before anything is read, a file that declares more than it can hold or than is sensible."""
+        declared = 0
+        for name in self.names:
+            for where in ("actions", *(f"obs/{key}" for key in self.obs_keys)):
+                declared += self._dataset(name, where).nbytes
+            if "states" in self.data[name]:
+                declared += self._dataset(name, "states").nbytes
+        stored = self.path.stat().st_size
+        if declared > MAX_BYTES:
+            raise DataError(
+                f"{self.path}: declares {declared / 2**30:.1f} GiB of actions and observations, more than "
+                f"{MAX_BYTES // 2**30} GiB; read fewer obs_keys, or split the file."
+            )
+        if declared > max(_UNSUSPICIOUS_BYTES, _MAX_COMPRESSION * stored):
+            raise DataError(
+                f"{self.path}: declares {declared / 2**20:.0f} MiB in a file of {stored / 2**20:.2f} MiB; "
+                "it is damaged or made to exhaust memory."
+            )
+
+    def read(self, name: str) -> Demo:
+        """One demonstration, every value of it finite."""
+        group = self.data[name]
+        actions = self._numbers(name, "actions", np.float32)
+        steps = len(actions)
+        if steps == 0:
+            raise DataError(f"{self.path}: {name}: 'actions' has no steps; remove this demonstration.")
+        declared = group.attrs.get("num_samples", steps)
+        if not np.issubdtype(np.asarray(declared).dtype, np.number) or np.size(declared) != 1 or int(declared) != steps:
+            raise DataError(f"{self.path}: {name}: num_samples says {declared} steps, but 'actions' has {steps}.")
+        obs = {key: self._numbers(name, f"obs/{key}", np.float32, steps) for key in self.obs_keys}
+        states = self._numbers(name, "states", np.float64, steps) if "states" in group else None
+        seed = group.attrs.get("seed")
+        return Demo(name, actions, obs, states, int(seed) if isinstance(seed, int | np.integer) else None)
+
+    def _numbers(self, name: str, where: str, dtype: Any, steps: int | None = None) -> np.ndarray:
+        """(t d) finite numbers of a demonstration, `steps` rows of them where that is given."""
+        dataset = self._dataset(name, where)
+        what = f"{self.path}: {name}: '{where}'"
+        if dataset.dtype.kind not in "fiub":
+            raise DataError(f"{what} holds {dataset.dtype} instead of numbers; choose other keys, or convert it.")
+        if dataset.ndim != 2 or dataset.shape[1] == 0:
+            raise DataError(f"{what} has shape {dataset.shape}; one row of numbers per step, (t, d), is needed.")
+        if steps is not None and len(dataset) != steps:
+            raise DataError(f"{what} has {len(dataset)} steps, but 'actions' has {steps}; they must be as long.")
+        try:
+            with np.errstate(over="ignore"):
+                values = dataset[()].astype(dtype)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise DataError(f"{what} cannot be read ({short(error)}); the file is damaged, copy it again.") from error
+        finite = np.isfinite(values).all(axis=1)
+        if not finite.all():
+            raise DataError(f"{what} is NaN or infinite at step {int(np.argmin(finite))}; remove or repair this demonstration.")
+        return values
+
+    def _dataset(self, name: str, where: str) -> h5py.Dataset:
+        """A data set of a demonstration, which lies in this very file."""
+        group = self.data[name]
+        *parents, key = where.split("/", 1) if where.startswith("obs/") else (where,)
+        if parents:
+            group = subgroup(self.path, group, parents[0], "every demonstration needs observations.", f"data/{name}/obs")
+        if key not in group:
+            raise DataError(f"{self.path}: {name}: no '{where}'. {suggest(key, members(group))}")
+        refuse_link(self.path, group, key, f"data/{name}/{where}")
+        dataset = group[key]
+        if not isinstance(dataset, h5py.Dataset):
+            raise DataError(f"{self.path}: {name}: '{where}' is a group, not numbers; choose one of its members.")
+        if dataset.shape is None or dataset.is_virtual or dataset.external:
+            raise DataError(f"{self.path}: {name}: '{where}' is empty or keeps its values in another file; copy them into it.")
+        return dataset
+
+
+def _is_demo(data: h5py.Group, name: str) -> bool:
+    """Whether a member of 'data' is a demonstration. A link is: reading it then says what is wrong with it."""
+    return data.get(name, getclass=True, getlink=True) is not h5py.HardLink or isinstance(data[name], h5py.Group)
+
+
+def _is_rows_of_numbers(obs: h5py.Group, key: str) -> bool:
+    if not isinstance(obs.get(key, getlink=True), h5py.HardLink):
+        return False
+    value = obs[key]
+    return isinstance(value, h5py.Dataset) and value.ndim == 2 and value.dtype.kind in "fiub" and value.shape[1] > 0
+
+
+def _check_same_shapes(path: Path, demos: Sequence[Demo], obs_keys: Sequence[str]) -> None:
+    """Every demonstration must have as many action and observation dimensions as the first."""
+    first = demos[0]
+    for demo in demos[1:]:
+        pairs = [("actions", first.actions, demo.actions)]
+        pairs += [(f"obs/{key}", first.obs[key], demo.obs[key]) for key in obs_keys]
+        for where, expected, found in pairs:
+            if found.shape[1] != expected.shape[1]:
+                raise DataError(
+                    f"{path}: {demo.name}: '{where}' has {found.shape[1]} dimensions, but {first.name} has "
+                    f"{expected.shape[1]}; a file must hold one kind of robot and task."
+                )
+
+
+def _read_masks(path: Path, file: h5py.File, names: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The names of the train and validation splits; where a mask is missing, it is made up of the other's rest."""
+    mask = subgroup(path, file, "mask", "masks are lists of names.") if "mask" in file else {}
+    train = _read_mask(path, mask, "train", names)
+    valid = _read_mask(path, mask, "valid", names)
+    if train is None and valid is None:
+        valid = tuple(names[9::10]) if len(names) >= 10 else tuple(names[1:][-1:])
+    if valid is None:
+        valid = tuple(name for name in names if name not in set(train or ()))
+    if train is None:
+        train = tuple(name for name in names if name not in set(valid))
+    if both := sorted(set(train) & set(valid), key=_natural):
+        raise DataError(f"{path}: {both[0]} is in both mask/train and mask/valid; a demonstration may be in one split only.")
+    if not train:
+        raise DataError(f"{path}: mask/train names no demonstration, so there is nothing to train on.")
+    return train, valid
+
+
+def _read_mask(path: Path, mask: Any, split: str, names: Sequence[str]) -> tuple[str, ...] | None:
+    """The names that a mask lists, in natural order, or None where there is no such mask."""
+    if split not in mask:
+        return None
+    where = f"mask/{split}"
+    refuse_link(path, mask, split, where)
+    dataset = mask[split]
+    if not isinstance(dataset, h5py.Dataset) or dataset.ndim != 1 or dataset.dtype.kind not in "OS":
+        raise DataError(f"{path}: '{where}' is not a list of names such as demo_0.")
+    if len(dataset) > len(names):
+        raise DataError(f"{path}: '{where}' lists {len(dataset)} demonstrations, but the file has {len(names)}.")
+    listed = [name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in dataset[()]]
+    if absent := sorted(set(listed) - set(names), key=_natural):
+        raise DataError(f"{path}: '{where}' names {absent[0]}, which is not in the file. {suggest(absent[0], names)}")
+    if len(set(listed)) != len(listed):
+        raise DataError(f"{path}: '{where}' names a demonstration twice.")
+    return tuple(sorted(listed, key=_natural))
+
+
+def _read_env_args(path: Path, data: h5py.Group) -> JSON:
+    """What the file says of its environment: the JSON object in the attribute env_args, or nothing."""
+    text = data.attrs.get("env_args")
+    if text is None:
+        return {}
+    try:
+        env_args = json.loads(text)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{path}: the attribute env_args of 'data' is not JSON ({short(error)}).") from error
+    if not isinstance(env_args, dict):
+        raise DataError(f"{path}: the attribute env_args of 'data' is not a JSON object.")
+    return env_args
+
+
+def _env_id(env_args: JSON) -> str | None:
+    """The Gymnasium id of the environment that env_args speaks of, where it is one of ours."""
+    named = env_args.get("gymnasium_id")
+    return named if isinstance(named, str) else ENV_IDS.get(str(env_args.get("env_name")))
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sorts demo_2 before demo_10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]

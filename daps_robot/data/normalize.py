@@ -1,0 +1,67 @@
+"""Invertible scalers that travel with the model: normalised = (x − shift) / scale, dimension by dimension."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from daps_robot.errors import DataError
+
+BINARY_FRACTION = 0.99
+"""A dimension is near-binary when this share of its values lies within 2% of its range from one of the two ends."""
+
+
+class Scaler(nn.Module):
+    """An invertible affine map of the last axis; its numbers are part of the model's checkpoint.
+
+    Constant dimensions have scale 1, so they normalise to 0 and come back exactly.
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, shift: Float[Tensor, " c"], scale: Float[Tensor, " c"]) -> None:
+        super().__init__()
+        if not bool((scale > 0).all() and torch.isfinite(shift).all() and torch.isfinite(scale).all()):
+            raise DataError("a scaler needs finite shifts and positive finite scales")
+        self.register_buffer("shift", shift.float())
+        self.register_buffer("scale", scale.float())
+
+    @classmethod
+    def identity(cls, dimensions: int) -> Scaler:
+        return cls(torch.zeros(dimensions), torch.ones(dimensions))
+
+    @classmethod
+    def fit(cls, values: Float[np.ndarray, "n c"], binary: tuple[int, ...] = ()) -> Scaler:
+        """Mean 0 and standard deviation 1 on `values`; the `binary` dimensions instead go from {low, high} to {0, 1}."""
+        values = np.asarray(values, dtype=np.float64)
+        shift, scale = values.mean(0), values.std(0)
+        low, high = values.min(0), values.max(0)
+        constant = high - low <= 1e-6 * np.maximum(1.0, np.abs(high))
+        scale[constant] = 1.0
+        shift[constant] = low[constant]
+        for i in binary:
+            shift[i], scale[i] = low[i], high[i] - low[i]
+        return cls(torch.from_numpy(shift), torch.from_numpy(scale))
+
+    def normalize(self, x: Float[Tensor, "... c"]) -> Float[Tensor, "... c"]:
+        return (x - self.shift) / self.scale
+
+    def denormalize(self, x: Float[Tensor, "... c"]) -> Float[Tensor, "... c"]:
+        return x * self.scale + self.shift
+
+
+def near_binary(values: Float[np.ndarray, "n c"]) -> tuple[int, ...]:
+    """The dimensions that take, up to rare exceptions, only two values: a gripper's open and close.
+
+    Both ends must occur, and the dimension must not be constant.
+    """
+    low, high = values.min(0), values.max(0)
+    span = high - low
+    at_low = values - low <= 0.02 * span
+    at_high = high - values <= 0.02 * span
+    share = (at_low | at_high).mean(0)
+    found = (span > 1e-6) & (share >= BINARY_FRACTION) & at_low.any(0) & at_high.any(0)
+    return tuple(int(i) for i in np.flatnonzero(found))

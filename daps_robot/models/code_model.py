@@ -1,0 +1,130 @@
+"""CodeModel: a distribution over code sequences given a memory.
+
+One network serves the tokenizer's posterior q(z|x) (memory: an encoded chunk or image) and the policy π(z|o) (memory:
+encoded observations). It is autoregressive (p(z|m) = Π_i p(z_i | z_<i, m)) or factorised (p(z|m) = Π_i p(z_i | m)).
+
+Log-probabilities are float32 under any autocast. BOS is an embedding of its own: code 0 is a code like any other.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import cast
+
+import torch
+from einops import repeat
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from daps_robot.errors import ConfigError
+from daps_robot.models.blocks import Cache, DecoderBlock, TransformerConfig, sinusoidal_positions
+
+Memory = list[tuple[Tensor, Tensor]]
+"""Cross-attention keys and values (b heads m d_head) of every layer."""
+
+
+@dataclass(frozen=True)
+class CodeModelConfig:
+    """A code model.
+
+    Attributes:
+        positions: codes in a sequence, l.
+        vocabulary: values of a code, v.
+        autoregressive: condition each code on those before it; otherwise all positions come from one pass.
+        transformer: size of the decoder stack.
+    """
+
+    positions: int = 8
+    vocabulary: int = 256
+    autoregressive: bool = True
+    transformer: TransformerConfig = field(default_factory=TransformerConfig)
+
+    def __post_init__(self) -> None:
+        if self.positions < 1 or self.vocabulary < 2:
+            raise ConfigError(
+                f"{self.positions} positions of {self.vocabulary} codes cannot hold a bit: use at least 1 position of 2 codes"
+            )
+
+    @property
+    def bits(self) -> float:
+        """Capacity of a sequence, l·log2(v)."""
+        return self.positions * math.log2(self.vocabulary)
+
+
+class CodeTrunk(nn.Module):
+    """The transformer decoder from a memory (and, if autoregressive, the codes so far) to one vector per position."""
+
+    positions: Tensor
+
+    def __init__(self, config: CodeModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.transformer.width
+        if config.autoregressive:
+            self.embedding = nn.Embedding(config.vocabulary, width)
+            self.bos = nn.Parameter(torch.randn(width))
+        else:
+            self.queries = nn.Parameter(torch.randn(config.positions, width))
+        self.register_buffer("positions", sinusoidal_positions(config.positions, width), persistent=False)
+        self.blocks = nn.ModuleList(DecoderBlock(config.transformer) for _ in range(config.transformer.layers))
+        self.norm = nn.LayerNorm(width)
+
+    def prepare(self, memory: Float[Tensor, "b m d"]) -> Memory:
+        """Cross-attention keys and values of every layer, shared by all samples of an input."""
+        return [block.cross.memory(memory) for block in self._blocks()]
+
+    def hidden(self, memory: Memory, codes: Int[Tensor, "b k l"] | None = None) -> Float[Tensor, "b _ l d"]:
+        """Teacher-forced pass: (b k l d), where entry i has seen codes < i; (b 1 l d) if factorised, without codes."""
+        b = len(memory[0][0])
+        if not self.config.autoregressive:
+            x: Tensor = repeat(self.queries, "l d -> b 1 l d", b=b)
+        else:
+            assert codes is not None
+            x = torch.cat([self.bos.expand(b, codes.shape[1], 1, -1), self.embedding(codes[..., :-1])], dim=2)
+        x = x + self.positions
+        for block, keys_values in zip(self._blocks(), memory, strict=True):
+            x = block(x, keys_values, causal=self.config.autoregressive)
+        return self.norm(x)
+
+    def start(self, memory: Memory) -> tuple[Float[Tensor, "b 1 d"], list[Cache]]:
+        """Position 0, which all samples of an input share, and caches that hold its keys and values."""
+        b, h, _, e = memory[0][0].shape
+        caches = [Cache(b, h, self.config.positions, e, like=memory[0][0]) for _ in self.blocks]
+        return self._step(self.bos.expand(b, 1, -1), 0, memory, caches), caches
+
+    def extend(self, codes: Int[Tensor, "b k"], position: int, memory: Memory, caches: list[Cache]) -> Float[Tensor, "b k d"]:
+        """The next position once the code before it is known; the caches grow by that code."""
+        return self._step(self.embedding(codes), position, memory, caches)
+
+    def _blocks(self) -> list[DecoderBlock]:
+        return cast("list[DecoderBlock]", list(self.blocks))
+
+    def _step(self, x: Float[Tensor, "b k d"], position: int, memory: Memory, caches: list[Cache]) -> Tensor:
+        x = x + self.positions[position]
+        for block, keys_values, cache in zip(self._blocks(), memory, caches, strict=True):
+            x = block.step(x, keys_values, cache)
+        return self.norm(x)
+
+
+class CodeModel(nn.Module):
+    """p(z | memory) over sequences of l codes with values 0..v-1. Draw from it with `daps_robot.models.sampling`."""
+
+    def __init__(self, config: CodeModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.trunk = CodeTrunk(config)
+        self.head = nn.Linear(config.transformer.width, config.vocabulary)
+
+    def prepare(self, memory: Float[Tensor, "b m d"]) -> Memory:
+        """See `CodeTrunk.prepare`: done once for an input, whatever is then drawn or scored."""
+        return self.trunk.prepare(memory)
+
+    def logits(self, memory: Memory, codes: Int[Tensor, "b k l"]) -> Float[Tensor, "b k l v"]:
+        """Teacher-forced logits: entry i is the conditional of code i given codes < i."""
+        return self.head(self.trunk.hidden(memory, codes)).float().expand(-1, codes.shape[1], -1, -1)
+
+    def log_prob(self, memory: Memory, codes: Int[Tensor, "b k l"]) -> Float[Tensor, "b k l"]:
+        """log p(z_i | z_<i, memory) in nats of every position; their sum over l is log p(z | memory)."""
+        logits = self.logits(memory, codes)
+        return -nn.functional.cross_entropy(logits.flatten(0, 2), codes.flatten(), reduction="none").view(codes.shape)

@@ -1,0 +1,142 @@
+"""Front ends: from an input to memory tokens, the only part of a code model that knows what the input is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from daps_robot.errors import ConfigError
+from daps_robot.models.blocks import TransformerConfig, TransformerEncoder
+
+
+@dataclass(frozen=True)
+class ChunkFrontEndConfig:
+    """Action chunks or motion windows: a 1-D convolution from h steps to m tokens, then self-attention.
+
+    Attributes:
+        horizon: steps h.
+        channels: dimension of a step, a.
+        tokens: memory tokens m; h must divide or be divided by it.
+        transformer: the self-attention stack.
+    """
+
+    horizon: int = 16
+    channels: int = 7
+    tokens: int = 8
+    transformer: TransformerConfig = field(default_factory=TransformerConfig)
+
+
+@dataclass(frozen=True)
+class PatchFrontEndConfig:
+    """Images: a linear map of each patch, then self-attention.
+
+    Attributes:
+        height, width, channels: of the image.
+        patch_height, patch_width: must divide the image.
+        transformer: the self-attention stack.
+    """
+
+    height: int = 28
+    width: int = 28
+    channels: int = 1
+    patch_height: int = 14
+    patch_width: int = 7
+    transformer: TransformerConfig = field(default_factory=TransformerConfig)
+
+    def __post_init__(self) -> None:
+        if self.height % self.patch_height or self.width % self.patch_width:
+            raise ConfigError(
+                f"patches of {self.patch_height}×{self.patch_width} do not tile an image of {self.height}×{self.width}"
+            )
+
+
+@dataclass(frozen=True)
+class ObservationFrontEndConfig:
+    """Observation histories: an MLP from each observation to some tokens, then self-attention over all of them.
+
+    Attributes:
+        history: observations n.
+        channels: dimension of an observation, all keys side by side, o.
+        tokens_per_step: memory tokens of one observation.
+        hidden: width of the MLP.
+        transformer: the self-attention stack.
+    """
+
+    history: int = 2
+    channels: int = 19
+    tokens_per_step: int = 4
+    hidden: int = 256
+    transformer: TransformerConfig = field(default_factory=TransformerConfig)
+
+
+FrontEndConfig = ChunkFrontEndConfig | PatchFrontEndConfig
+
+
+class Resample1d(nn.Module):
+    """A 1-D convolution from one length to another: strided down, transposed up, plain where they are equal."""
+
+    def __init__(self, channels_in: int, channels_out: int, length_in: int, length_out: int) -> None:
+        super().__init__()
+        long, short = max(length_in, length_out), min(length_in, length_out)
+        if long % short:
+            raise ConfigError(f"cannot resample {length_in} steps to {length_out}: one must be a multiple of the other")
+        stride = long // short
+        kernel, padding = (3, 1) if stride == 1 else (2 * stride, stride // 2)
+        conv = nn.ConvTranspose1d if length_out > length_in else nn.Conv1d
+        self.conv = conv(channels_in, channels_out, kernel, stride=stride, padding=padding)
+        self.length_out = length_out
+
+    def forward(self, x: Float[Tensor, "b t c"]) -> Float[Tensor, "b u d"]:
+        y = rearrange(self.conv(rearrange(x, "b t c -> b c t")), "b d u -> b u d")
+        return y[:, : self.length_out]
+
+
+class ChunkFrontEnd(nn.Module):
+    def __init__(self, config: ChunkFrontEndConfig) -> None:
+        super().__init__()
+        self.embed = Resample1d(config.channels, config.transformer.width, config.horizon, config.tokens)
+        self.encoder = TransformerEncoder(config.transformer, config.tokens)
+
+    def forward(self, x: Float[Tensor, "b h a"]) -> Float[Tensor, "b m d"]:
+        return self.encoder(self.embed(x))
+
+
+class PatchFrontEnd(nn.Module):
+    def __init__(self, config: PatchFrontEndConfig) -> None:
+        super().__init__()
+        self.patch = (config.patch_height, config.patch_width)
+        tokens = (config.height // config.patch_height) * (config.width // config.patch_width)
+        self.embed = nn.Linear(config.patch_height * config.patch_width * config.channels, config.transformer.width)
+        self.encoder = TransformerEncoder(config.transformer, tokens)
+
+    def forward(self, x: Float[Tensor, "b height width c"]) -> Float[Tensor, "b m d"]:
+        ph, pw = self.patch
+        patches = rearrange(x, "b (i ph) (j pw) c -> b (i j) (ph pw c)", ph=ph, pw=pw)
+        return self.encoder(self.embed(patches))
+
+
+class ObservationFrontEnd(nn.Module):
+    def __init__(self, config: ObservationFrontEndConfig) -> None:
+        super().__init__()
+        self.tokens_per_step = config.tokens_per_step
+        self.embed = nn.Sequential(
+            nn.Linear(config.channels, config.hidden),
+            nn.ReLU(),
+            nn.Linear(config.hidden, config.tokens_per_step * config.transformer.width),
+        )
+        self.encoder = TransformerEncoder(config.transformer, config.history * config.tokens_per_step)
+
+    def forward(self, x: Float[Tensor, "b n o"]) -> Float[Tensor, "b m d"]:
+        return self.encoder(rearrange(self.embed(x), "b n (i d) -> b (n i) d", i=self.tokens_per_step))
+
+
+def make_front_end(config: FrontEndConfig | ObservationFrontEndConfig) -> nn.Module:
+    """The front end that a configuration describes."""
+    if isinstance(config, ChunkFrontEndConfig):
+        return ChunkFrontEnd(config)
+    if isinstance(config, PatchFrontEndConfig):
+        return PatchFrontEnd(config)
+    return ObservationFrontEnd(config)

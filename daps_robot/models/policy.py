@@ -1,0 +1,143 @@
+"""LatentPolicy: observation history → codes → action chunk.
+
+o ──scaler──► observation front end ──memory──► π(z|o) ──codes──► the tokenizer's embedding and decoder ──► actions
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from daps_robot.data.normalize import Scaler
+from daps_robot.errors import ConfigError
+from daps_robot.models.code_model import CodeModel, CodeModelConfig, Memory
+from daps_robot.models.frontends import ChunkFrontEndConfig, ObservationFrontEnd, ObservationFrontEndConfig
+from daps_robot.models.pretrained import load_pretrained, restore, save_pretrained
+from daps_robot.models.sampling import beam, greedy, sample
+from daps_robot.models.tokenizer import Tokenizer, TokenizerConfig
+from daps_robot.types import PlanRequest
+
+
+@dataclass(frozen=True)
+class DecodingConfig:
+    """How a policy chooses codes.
+
+    Attributes:
+        method: "greedy", "sample" or "beam".
+        temperature: of "sample".
+        beam_width: of "beam".
+    """
+
+    method: Literal["greedy", "sample", "beam"] = "greedy"
+    temperature: float = 1.0
+    beam_width: int = 4
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ConfigError(f"temperature {self.temperature} must be positive; for the most likely codes use greedy")
+        if self.beam_width < 1:
+            raise ConfigError(f"beam width {self.beam_width} must be at least 1")
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """A latent policy, with the tokenizer whose codes it predicts.
+
+    Attributes:
+        tokenizer: the tokenizer's configuration; positions and vocabulary of π are taken from it.
+        front_end: from observation histories to memory tokens.
+        codes: the code model π(z|o).
+        obs_keys: observation keys, in the order in which they are laid side by side.
+        decoding: how codes are chosen.
+    """
+
+    tokenizer: TokenizerConfig
+    obs_keys: tuple[str, ...]
+    front_end: ObservationFrontEndConfig = field(default_factory=ObservationFrontEndConfig)
+    codes: CodeModelConfig = field(default_factory=CodeModelConfig)
+    decoding: DecodingConfig = field(default_factory=DecodingConfig)
+
+    def __post_init__(self) -> None:
+        own, theirs = self.codes, self.tokenizer.codes
+        if (own.positions, own.vocabulary) != (theirs.positions, theirs.vocabulary):
+            raise ConfigError(
+                f"the policy predicts {own.positions} codes of {own.vocabulary}, "
+                f"its tokenizer has {theirs.positions} of {theirs.vocabulary}"
+            )
+        if not isinstance(self.tokenizer.front_end, ChunkFrontEndConfig):
+            raise ConfigError("a policy needs a tokenizer of action chunks")
+
+
+class LatentPolicy(nn.Module):
+    """π(z|o) over code sequences, and the tokenizer's decoder that turns them into action chunks."""
+
+    needs_expert = False
+
+    def __init__(self, config: PolicyConfig, tokenizer: Tokenizer | None = None, scaler: Scaler | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.scaler = scaler or Scaler.identity(config.front_end.channels)
+        self.front_end = ObservationFrontEnd(config.front_end)
+        self.code_model = CodeModel(config.codes)
+        self.tokenizer = (tokenizer or Tokenizer(config.tokenizer)).requires_grad_(False)
+        self.obs_keys = config.obs_keys
+        self.history = config.front_end.history
+        chunk = config.tokenizer.front_end
+        assert isinstance(chunk, ChunkFrontEndConfig)
+        self.horizon, self.action_dim = chunk.horizon, chunk.channels
+
+    def prepare(self, observations: Float[Tensor, "b n o"]) -> Memory:
+        """Encode observations (in their own units) once, for whatever is then drawn or scored."""
+        return self.code_model.prepare(self.front_end(self.scaler.normalize(observations)))
+
+    def log_prob(self, observations: Float[Tensor, "b n o"], codes: Int[Tensor, "b k l"]) -> Float[Tensor, "b k l"]:
+        """log π(z_i | z_<i, o) in nats of every position."""
+        return self.code_model.log_prob(self.prepare(observations), codes)
+
+    @torch.no_grad()
+    def codes(self, observations: Float[Tensor, "b n o"], keys: Int[np.ndarray, " b"] | None = None) -> Int[Tensor, "b l"]:
+        """One code sequence per observation, by the configured decoding; `keys` key the noise of sampling."""
+        memory, decoding = self.prepare(observations), self.config.decoding
+        if decoding.method == "greedy":
+            return greedy(self.code_model, memory).codes[:, 0]
+        if decoding.method == "beam":
+            return beam(self.code_model, memory, decoding.beam_width)[0][:, 0]
+        if keys is None:
+            raise ConfigError("sampling codes needs a key per row, so that its noise is repeatable")
+        noise = [np.random.default_rng(int(key)).random((1, self.config.codes.positions)) for key in keys]
+        uniforms = torch.from_numpy(np.stack(noise)).float().clamp_(max=1 - 2**-24).to(observations.device)
+        return sample(self.code_model, memory, uniforms, decoding.temperature).codes[:, 0]
+
+    @torch.no_grad()
+    def plan(self, request: PlanRequest) -> Float[np.ndarray, "b h a"]:
+        """Action chunks in the environment's units; see `daps_robot.types.Policy`."""
+        observations = torch.from_numpy(request.observations).to(self.scaler.shift.device)
+        codes = self.codes(observations, request.keys)
+        return self.tokenizer.decode(codes[:, None], observations[:, -1])[:, 0].cpu().numpy()
+
+    def with_decoding(self, decoding: DecodingConfig) -> LatentPolicy:
+        """The same policy (shared weights) under another decoding."""
+        self.config = replace(self.config, decoding=decoding)
+        return self
+
+    def save_pretrained(self, directory: Path) -> None:
+        """Write everything that acting needs, the tokenizer included."""
+        save_pretrained(self, self.config, "policy", directory)
+
+    @classmethod
+    def from_pretrained(cls, directory: Path) -> LatentPolicy:
+        """Read a saved policy, ready for use.
+
+        Raises:
+            CheckpointError: the directory holds none, or a damaged or later one.
+        """
+        config, tensors = load_pretrained(PolicyConfig, "policy", directory)
+        policy = cls(config)
+        restore(policy, tensors, directory)
+        return policy

@@ -1,0 +1,60 @@
+"""Saved models: a directory with config.json (format, version, configuration) and model.safetensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from daps_robot.checkpoints import load_tensors, load_weights, save_tensors
+from daps_robot.config import from_json, load_json, save_json, to_json
+from daps_robot.errors import CheckpointError, ConfigError, RunDirectoryError
+
+VERSION = 1
+C = TypeVar("C")
+
+
+def save_pretrained(module: nn.Module, config: Any, kind: str, directory: Path) -> None:
+    """Write a model that `load_pretrained` reads; weights first, so that a configuration always has its weights.
+
+    Raises:
+        RunDirectoryError: the directory cannot be written.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        save_tensors(module.state_dict(), directory / "model.safetensors")
+        values = {"format": f"daps_robot/{kind}", "version": VERSION, "config": to_json(config)}
+        save_json(values, directory / "config.json")
+    except OSError as error:
+        raise RunDirectoryError(f"cannot write {directory}: {error.strerror}") from error
+
+
+def load_pretrained(cls: type[C], kind: str, directory: Path) -> tuple[C, dict[str, Tensor]]:
+    """The configuration (an instance of `cls`) and the tensors of a saved model.
+
+    Raises:
+        CheckpointError: not a directory of this kind of model, damaged, or written by a later version.
+    """
+    path = Path(directory) / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"{directory} holds no saved {kind} (no config.json): give the directory of a trained one")
+    try:
+        values = load_json(path)
+        if not isinstance(values, dict) or values.get("format") != f"daps_robot/{kind}":
+            found = values.get("format") if isinstance(values, dict) else values
+            raise CheckpointError(f"{path} describes {str(found)[:60]!r}, not a {kind}: give the directory of a trained {kind}")
+        if values.get("version") != VERSION:
+            raise CheckpointError(
+                f"{path} has format version {values.get('version')}, this daps_robot reads {VERSION}: update daps_robot"
+            )
+        config = from_json(cls, values.get("config", {}), str(path))
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
+    return config, load_tensors(path.with_name("model.safetensors"))
+
+
+def restore(module: nn.Module, tensors: dict[str, Tensor], directory: Path) -> None:
+    """Load the tensors of `load_pretrained` into the module built from its configuration."""
+    load_weights(module, tensors, Path(directory) / "model.safetensors")
+    module.eval()

@@ -1,0 +1,183 @@
+"""Tokenizer: data → short discrete codes → data.
+
+x ──scaler──► front end ──memory──► posterior q(z|x) ──codes──► embedding ──► decoder p(x|z) ──scaler──► x̂
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from daps_robot.data.normalize import Scaler
+from daps_robot.errors import ConfigError
+from daps_robot.models.code_model import CodeModel, CodeModelConfig, Memory
+from daps_robot.models.decoders import ChunkDecoderConfig, DecoderConfig, make_decoder
+from daps_robot.models.frontends import ChunkFrontEndConfig, FrontEndConfig, make_front_end
+from daps_robot.models.likelihoods import LikelihoodConfig, make_likelihood
+from daps_robot.models.pretrained import load_pretrained, restore, save_pretrained
+from daps_robot.models.quantizers import FSQPosterior, QuantizerConfig
+from daps_robot.models.sampling import CodeSample, greedy, sample
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """A tokenizer's networks.
+
+    Attributes:
+        codes: positions, vocabulary and decoder stack of the posterior.
+        front_end: from x to memory tokens.
+        decoder: from embedded codes to the likelihood's parameters.
+        likelihood: p(x|z).
+        quantizer: a quantised posterior in place of the code model.
+        obs_keys: observation keys, in order, that a conditioned decoder reads.
+    """
+
+    codes: CodeModelConfig = field(default_factory=CodeModelConfig)
+    front_end: FrontEndConfig = field(default_factory=ChunkFrontEndConfig)
+    decoder: DecoderConfig = field(default_factory=ChunkDecoderConfig)
+    likelihood: LikelihoodConfig = field(default_factory=LikelihoodConfig)
+    quantizer: QuantizerConfig | None = None
+    obs_keys: tuple[str, ...] = ()
+
+
+class Inputs(NamedTuple):
+    """Normalised data of a batch.
+
+    Attributes:
+        x: (b *x) what is encoded and reconstructed.
+        mask: (b h) True where a step counts, or None where all do.
+        observation: (b o) what a conditioned decoder sees, or None.
+    """
+
+    x: Float[Tensor, b * x]
+    mask: Bool[Tensor, "b h"] | None = None
+    observation: Float[Tensor, "b o"] | None = None
+
+
+class Tokenizer(nn.Module):
+    """A discrete autoencoder with a posterior q(z|x) over code sequences and a decoder p(x|z)."""
+
+    def __init__(self, config: TokenizerConfig, scaler: Scaler | None = None, obs_scaler: Scaler | None = None) -> None:
+        super().__init__()
+        self.config = config
+        codes, channels = config.codes, config.front_end.channels
+        self.scaler = scaler or Scaler.identity(channels)
+        conditioned = isinstance(config.decoder, ChunkDecoderConfig) and config.decoder.observation
+        self.obs_scaler = (obs_scaler or Scaler.identity(int(conditioned))) if conditioned else None
+        self.likelihood = make_likelihood(config.likelihood, channels)
+        self.front_end = make_front_end(config.front_end)
+        self.posterior: CodeModel | FSQPosterior
+        if config.quantizer is None:
+            self.posterior = CodeModel(codes)
+        else:
+            self.posterior = FSQPosterior(codes, config.quantizer.levels)
+        self.embedding = nn.Embedding(codes.vocabulary, codes.transformer.width)
+        self.decoder = make_decoder(config.decoder, codes.positions, codes.transformer.width, self.likelihood.outputs)
+
+    @property
+    def bits(self) -> float:
+        """Capacity of a code sequence, l·log2(v)."""
+        return self.config.codes.bits
+
+    # -- the pieces that estimators use, in normalised units -------------------------------------------------------------
+
+    def prepare(self, inputs: Inputs) -> Memory:
+        """Encode x once, for whatever is then drawn or scored."""
+        return self.posterior.prepare(self.front_end(inputs.x))
+
+    def draw(self, memory: Memory, uniforms: Float[Tensor, "b k l"] | None = None) -> CodeSample:
+        """k samples of q(z|x) by the given noise, or the most likely codes (k = 1) without. No gradient."""
+        if isinstance(self.posterior, CodeModel):
+            return greedy(self.posterior, memory) if uniforms is None else sample(self.posterior, memory, uniforms)
+        with torch.no_grad():
+            codes = self.posterior.quantize(memory)[1][:, None]
+        k = 1 if uniforms is None else uniforms.shape[1]
+        zeros = torch.zeros(len(codes), k, codes.shape[-1], device=codes.device)
+        return CodeSample(codes.expand(-1, k, -1), zeros[..., 0], zeros)
+
+    def decoder_params(self, embedded: Float[Tensor, "b k l d"], inputs: Inputs) -> Float[Tensor, "b k *x p"]:
+        """The likelihood's parameters given embedded codes."""
+        b, k = embedded.shape[:2]
+        observation = None
+        if inputs.observation is not None and self.obs_scaler is not None:
+            observation = inputs.observation.repeat_interleave(k, dim=0)
+        params = self.decoder(rearrange(embedded, "b k l d -> (b k) l d"), observation)
+        return params.view(b, k, *params.shape[1:])
+
+    def log_likelihood(self, codes: Int[Tensor, "b k l"], inputs: Inputs) -> Float[Tensor, "b k"]:
+        """log p(x|z_k) in nats (of the normalised data)."""
+        params = self.decoder_params(self.embedding(codes), inputs)
+        return self.likelihood.log_prob(params, inputs.x, inputs.mask)
+
+    # -- in the data's own units -----------------------------------------------------------------------------------------
+
+    def inputs(self, x: Tensor, mask: Tensor | None = None, observation: Float[Tensor, "b o"] | None = None) -> Inputs:
+        """Normalise data; the observation is kept only where the decoder is conditioned on it."""
+        if observation is not None and self.obs_scaler is not None:
+            return Inputs(self.scaler.normalize(x), mask, self.obs_scaler.normalize(observation))
+        return Inputs(self.scaler.normalize(x), mask)
+
+    @torch.no_grad()
+    def encode(self, x: Float[Tensor, b * x], uniforms: Float[Tensor, "b k l"] | None = None) -> Int[Tensor, "b k l"]:
+        """Codes of x: the most likely sequence (k = 1), or k samples by the given uniform noise.
+
+        Raises:
+            ConfigError: x has another shape than this tokenizer was built for.
+        """
+        self._check(x)
+        return self.draw(self.prepare(self.inputs(x)), uniforms).codes
+
+    @torch.no_grad()
+    def decode(self, codes: Int[Tensor, "b k l"], observation: Float[Tensor, "b o"] | None = None) -> Float[Tensor, "b k *x"]:
+        """Reconstructions in the data's units; every sequence of codes decodes."""
+        if observation is not None and self.obs_scaler is not None:
+            observation = self.obs_scaler.normalize(observation)
+        params = self.decoder_params(self.embedding(codes), Inputs(codes, None, observation))
+        return self.scaler.denormalize(self.likelihood.mean(params))
+
+    def reconstruct(
+        self,
+        chunks: Float[np.ndarray, "b h a"],
+        observations: Float[np.ndarray, "b n o"],
+        keys: Int[np.ndarray, " b"],
+    ) -> Float[np.ndarray, "b h a"]:
+        """Chunks through their most likely codes and back, for rollouts (`keys` is not needed: nothing is drawn)."""
+        device = self.scaler.shift.device
+        codes = self.encode(torch.from_numpy(chunks).to(device))
+        observation = torch.from_numpy(observations[:, -1]).to(device)
+        return self.decode(codes, observation)[:, 0].cpu().numpy()
+
+    # -- files -----------------------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, directory: Path) -> None:
+        """Write configuration, weights and scalers; see `from_pretrained`."""
+        save_pretrained(self, self.config, "tokenizer", directory)
+
+    @classmethod
+    def from_pretrained(cls, directory: Path) -> Tokenizer:
+        """Read a saved tokenizer, ready for use.
+
+        Raises:
+            CheckpointError: the directory holds none, or a damaged or later one.
+        """
+        config, tensors = load_pretrained(TokenizerConfig, "tokenizer", directory)
+        tokenizer = cls(config)
+        restore(tokenizer, tensors, directory)
+        return tokenizer
+
+    def _check(self, x: Tensor) -> None:
+        front = self.config.front_end
+        shape = (
+            (front.horizon, front.channels)
+            if isinstance(front, ChunkFrontEndConfig)
+            else (front.height, front.width, front.channels)
+        )
+        if tuple(x.shape[1:]) != shape:
+            raise ConfigError(f"this tokenizer encodes inputs of shape {shape}, not {tuple(x.shape[1:])}")

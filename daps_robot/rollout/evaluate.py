@@ -1,0 +1,225 @@
+"""A policy's success rate: plan a chunk of h steps, execute e of them, plan again.
+
+observations   o_{t-n+1} … o_t |
+chunk                          a_t  a_{t+1} … a_{t+h-1}
+executed                       a_t … a_{t+e-1}             e ≤ h, then re-plan
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from tqdm import tqdm
+
+from daps_robot.errors import ConfigError, SimulationError
+from daps_robot.rollout.results import EpisodeRecord, Evaluation, Seconds, plan_keys
+from daps_robot.rollout.simulation import Layout, find_spec
+from daps_robot.rollout.threads import torch_threads
+from daps_robot.rollout.vector import Round, SlotPool, admit_actions, worker_count
+from daps_robot.rollout.video import film_outcomes
+from daps_robot.rollout.worker import Task
+from daps_robot.types import PlanRequest, Policy
+
+KEPT_OBSERVATIONS = 256
+"""Rows of policy input that an evaluation keeps, to measure latency on."""
+
+
+def evaluate(
+    env_id: str,
+    policy: Policy,
+    *,
+    first_seed: int,
+    episodes: int = 100,
+    max_steps: int = 400,
+    execute: int = 8,
+    slots: int = 20,
+    workers: int | None = None,
+    threads: int = 1,
+    expert_noise: float = 0.0,
+    env_kwargs: Mapping[str, Any] | None = None,
+    video: str | Path | None = None,
+    videos: int = 2,
+    progress: bool = True,
+) -> Evaluation:
+    """Plays episodes with a policy and counts successes; the outcome is the same for any number of workers.
+
+    Args:
+        env_id: a Gymnasium id, or "module:Id".
+        policy: asked for all slots at once, always with `slots` rows. With `needs_expert`, each request holds the next
+            h actions of the environment's scripted expert.
+        first_seed: episode i starts from `reset(seed=first_seed + i)`; keep clear of the demonstrations' seeds.
+        episodes: how many.
+        max_steps: control steps of an episode; success counts if reached at any of them.
+        execute: e, steps executed of a chunk before the next plan.
+        slots: S, episodes under way at a time, which is the policy's batch size: with more of them a plan costs less an
+            episode, and the simulator waits less for the policy.
+        workers: simulator processes; 0 or 1 plays in this one, None takes one a core.
+        threads: that torch computes plans with on the CPU; see `torch_threads` for why one.
+        expert_noise: of the expert, for a policy that needs it.
+        env_kwargs: further arguments of `gymnasium.make`.
+        video: a folder for films of the first successes and failures; none are made without.
+        videos: how many at most.
+        progress: a progress bar, where standard error is a terminal.
+
+    Raises:
+        ConfigError: for settings that cannot work.
+        SimulationError: for an environment that is not to be had, does not fit the policy, or fails; a worker that
+            dies; an action that is not finite.
+    """
+    if not 1 <= execute <= policy.horizon:
+        raise ConfigError(f"execute={execute} does not fit the policy's chunks of {policy.horizon} steps; take 1 to h")
+    for name, value in (("episodes", episodes), ("max_steps", max_steps), ("slots", slots), ("threads", threads)):
+        if value < 1:
+            raise ConfigError(f"{name}={value} cannot be; take at least 1")
+    task = Task(
+        spec=find_spec(env_id),
+        obs_keys=tuple(policy.obs_keys),
+        history=policy.history,
+        horizon=policy.horizon,
+        execute=execute,
+        max_steps=max_steps,
+        episodes=episodes,
+        slots=slots,
+        first_seed=first_seed,
+        needs_expert=policy.needs_expert,
+        expert_noise=expert_noise,
+        env_kwargs=dict(env_kwargs or {}),
+    )
+    count = worker_count(workers, slots)
+    begun = perf_counter()
+    with SlotPool(task, count) as pool, torch_threads(threads):
+        check_fit(policy, pool.layout, env_id)
+        startup = perf_counter() - begun
+        ledger = play(pool, policy, task, progress)
+    evaluation = Evaluation(
+        env_id=env_id,
+        records=tuple(ledger.records[index] for index in range(episodes)),
+        seconds=split_seconds(pool, ledger, startup),
+        settings={
+            "first_seed": first_seed,
+            "max_steps": max_steps,
+            "execute": execute,
+            "horizon": policy.horizon,
+            "slots": slots,
+            "workers": count,
+            "threads": threads,
+            "expert_noise": expert_noise if policy.needs_expert else None,
+            "env_kwargs": dict(env_kwargs or {}),
+        },
+        actions=tuple(np.concatenate(ledger.actions[index]) for index in range(episodes)),
+        observations=np.concatenate(ledger.observations)[:KEPT_OBSERVATIONS],
+    )
+    if video is None:
+        return evaluation
+    films = film_outcomes(evaluation, Path(video), count=videos, env_kwargs=env_kwargs)
+    return replace(evaluation, videos=tuple(str(path) for path in films.paths), video_note=films.note)
+
+
+class Ledger:
+    """What happened so far, by episode."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self.records: dict[int, EpisodeRecord] = {}
+        self.actions: dict[int, list[np.ndarray]] = {index: [] for index in range(task.episodes)}
+        self.observations: list[np.ndarray] = []
+        self.length, self.plans, self._clipped = (np.zeros(task.slots, np.int64) for _ in range(3))
+        self.policy_seconds = 0.0
+        self.total_seconds = 0.0
+
+    def note_request(self, playing: Round) -> None:
+        """Keeps some of what the policy is asked."""
+        if sum(len(rows) for rows in self.observations) < KEPT_OBSERVATIONS:
+            self.observations.append(playing.observations[playing.active].copy())
+
+    def note_round(self, played: Round, after: Round, actions: np.ndarray, outside: np.ndarray) -> int:
+        """Books what became of a round's plans; the number of episodes that ended."""
+        for slot in np.flatnonzero(played.active):
+            index, executed = int(played.episode[slot]), int(after.executed[slot])
+            self.actions[index].append(actions[slot, :executed].copy())
+            self.length[slot] += executed
+            self.plans[slot] += 1
+            self._clipped[slot] += int(outside[slot, :executed].sum())
+            if after.ended[slot]:
+                self.records[index] = EpisodeRecord(
+                    index=index,
+                    seed=self._task.first_seed + index,
+                    success=bool(after.success[slot]),
+                    length=int(self.length[slot]),
+                    plans=int(self.plans[slot]),
+                    clipped=int(self._clipped[slot]),
+                )
+                self.length[slot] = self.plans[slot] = self._clipped[slot] = 0
+        return int(after.ended.sum())
+
+
+def play(pool: SlotPool, policy: Policy, task: Task, progress: bool) -> Ledger:
+    """The evaluation loop: observe, plan, execute, until no slot has an episode left."""
+    ledger = Ledger(task)
+    begun = perf_counter()
+    now = pool.start()
+    keys = plan_keys(now.episode, ledger.plans)
+    with tqdm(total=task.episodes, unit="episode", disable=None if progress else True, leave=False) as bar:
+        while now.active.any():
+            keys = np.where(now.active, plan_keys(now.episode, ledger.plans), keys)
+            ledger.note_request(now)
+            start = perf_counter()
+            chunks = np.asarray(policy.plan(PlanRequest(now.observations, keys, now.expert)))
+            ledger.policy_seconds += perf_counter() - start
+            expected = (task.slots, task.horizon, len(pool.layout.low))
+            if chunks.shape != expected:
+                raise SimulationError(
+                    f"the policy's chunks have shape {chunks.shape}, but {task.slots} slots, its horizon of "
+                    f"{task.horizon} steps and the {expected[-1]} action dimensions of {task.spec.id} make {expected}"
+                )
+            actions, outside = admit_actions(chunks, now, ledger.length, pool.layout, task.execute)
+            after = pool.advance(actions)
+            bar.update(ledger.note_round(now, after, actions, outside))
+            now = after
+    ledger.total_seconds = perf_counter() - begun
+    return ledger
+
+
+def check_fit(policy: Policy, layout: Layout, env_id: str) -> None:
+    """Compares a policy's dimensions with the environment's, where the policy states them.
+
+    A policy may have attributes `observation_dim` (o) and `action_dim` (a).
+
+    Raises:
+        SimulationError: naming what does not fit.
+    """
+    dims = {key: layout.obs_dims[key] for key in policy.obs_keys}
+    wanted = getattr(policy, "observation_dim", None)
+    if wanted is not None and wanted != sum(dims.values()):
+        parts = " + ".join(f"{key} {dim}" for key, dim in dims.items())
+        raise SimulationError(
+            f"the policy was made for {wanted} observation values, but {env_id} gives {sum(dims.values())} ({parts}); "
+            "was it trained on another task?"
+        )
+    wanted = getattr(policy, "action_dim", None)
+    if wanted is not None and wanted != len(layout.low):
+        raise SimulationError(
+            f"the policy was made for {wanted} action dimensions, but {env_id} takes {len(layout.low)}; "
+            "was it trained on another task?"
+        )
+
+
+def split_seconds(pool: SlotPool, ledger: Ledger, startup: float) -> Seconds:
+    """The account of the wall clock's time; see `Seconds`."""
+    busy: Float[np.ndarray, " w"] = pool.simulator_seconds + pool.lookahead_seconds
+    busiest = int(busy.argmax())
+    return Seconds(
+        total=ledger.total_seconds,
+        simulator=float(pool.simulator_seconds[busiest]),
+        lookahead=float(pool.lookahead_seconds[busiest]),
+        waiting=pool.critical_seconds - float(busy[busiest]),
+        policy=ledger.policy_seconds,
+        other=ledger.total_seconds - pool.critical_seconds - ledger.policy_seconds,
+        startup=startup,
+    )

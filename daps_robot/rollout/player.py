@@ -1,0 +1,141 @@
+"""What runs in a process that plays fixed action sequences, from given states or before a camera. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
+from jaxtyping import Float, UInt8
+
+from daps_robot.errors import SimulationError
+from daps_robot.rollout.simulation import fit_actions, layout_of, make_env, succeeded
+
+HOLD_SECONDS = 0.5
+"""How long a film stays on its last frame."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a fixed action sequence.
+
+    Attributes:
+        success: whether it succeeded at any step.
+        length: steps until then, or until the end.
+        clipped: values, of the actions executed, that lay outside the action space.
+        simulator_seconds: time inside the environment's `step` and `reset`.
+    """
+
+    success: bool
+    length: int
+    clipped: int
+    simulator_seconds: float
+
+
+class Player:
+    """Plays action sequences from given simulator states.
+
+    Raises:
+        SimulationError: where the environment cannot be made, or not be set to a state.
+    """
+
+    def __init__(self, spec: EnvSpec, env_kwargs: Mapping[str, Any]) -> None:
+        self._spec, self._env = spec, make_env(spec, env_kwargs)
+        self._layout = layout_of(self._env, spec.id)
+        if not hasattr(self._env.unwrapped, "set_state"):
+            raise SimulationError(f"{spec.id} cannot start from a demonstration's state: it lacks set_state")
+
+    def play(self, name: str, state: Float[np.ndarray, " s"], actions: Float[np.ndarray, "t a"]) -> Outcome:
+        """Plays `actions` from `state` until success.
+
+        Raises:
+            SimulationError: naming the demonstration, for actions that do not fit or are not finite, a state that the
+                environment does not take, or a failing step.
+        """
+        if actions.shape[1:] != self._layout.low.shape:
+            raise SimulationError(
+                f"{name} has {actions.shape[1]} action dimensions, but {self._spec.id} takes {len(self._layout.low)}"
+            )
+        if not np.isfinite(actions).all():
+            step = int(np.argwhere(~np.isfinite(actions))[0, 0])
+            raise SimulationError(f"{name}: the action at step {step} is not finite")
+        fitted, outside = fit_actions(actions, self._layout)
+        start, length, success = perf_counter(), 0, False
+        try:
+            self._env.reset(options={"state": state})
+            for action in fitted:
+                _, _, terminated, truncated, info = self._env.step(action)
+                length += 1
+                success = succeeded(info, self._spec.id)
+                if success or terminated or truncated:
+                    break
+        except SimulationError:
+            raise
+        except Exception as error:
+            raise SimulationError(
+                f"{self._spec.id} failed on {name} at step {length}: {type(error).__name__}: {error}"
+            ) from error
+        return Outcome(success, length, int(outside[:length].sum()), perf_counter() - start)
+
+    def close(self) -> None:
+        """Closes the environment."""
+        self._env.close()
+
+
+class Camera:
+    """Films action sequences from seeded start states; made in a process of its own, which a broken GL may take down.
+
+    Raises:
+        SimulationError: where the environment does not render.
+    """
+
+    def __init__(self, spec: EnvSpec, env_kwargs: Mapping[str, Any]) -> None:
+        self._env = make_env(spec, {**env_kwargs, "render_mode": "rgb_array"})
+        self._fps = int(self._env.metadata.get("render_fps") or 20)
+        self._spec = spec
+        self._env.reset(seed=0)
+        self._frame()
+
+    def film(self, seed: int, actions: Float[np.ndarray, "t a"], path: str) -> bool:
+        """Writes an H.264 film (yuv420p, which every browser plays) of `actions` from `reset(seed=seed)`.
+
+        The file appears when it is complete. Returns whether the last step succeeded.
+        """
+        import imageio_ffmpeg
+
+        self._env.reset(seed=seed)
+        frame, success = self._frame(), False
+        partial = Path(path).with_suffix(".partial.mp4")
+        writer = imageio_ffmpeg.write_frames(
+            str(partial), (frame.shape[1], frame.shape[0]), fps=self._fps, codec="libx264", macro_block_size=2
+        )
+        writer.send(None)
+        try:
+            writer.send(np.ascontiguousarray(frame))
+            for action in actions:
+                _, _, _, _, info = self._env.step(action)
+                success, frame = succeeded(info, self._spec.id), self._frame()
+                writer.send(np.ascontiguousarray(frame))
+            for _ in range(round(HOLD_SECONDS * self._fps)):
+                writer.send(np.ascontiguousarray(frame))
+            writer.close()
+            partial.replace(path)
+        finally:
+            writer.close()
+            partial.unlink(missing_ok=True)
+        return success
+
+    def close(self) -> None:
+        """Closes the environment."""
+        self._env.close()
+
+    def _frame(self) -> UInt8[np.ndarray, "height width 3"]:
+        frame: Any = self._env.render()
+        if not isinstance(frame, np.ndarray) or frame.ndim != 3 or frame.shape[2] != 3:
+            got = getattr(frame, "shape", type(frame).__name__)
+            raise SimulationError(f"{self._spec.id} renders {got}, not a picture of shape (height, width, 3)")
+        return frame

@@ -1,0 +1,131 @@
+"""An environment by its Gymnasium id: finding, making and reading it. No torch here (see `worker`)."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
+from jaxtyping import Bool, Float
+
+from daps_robot.errors import SimulationError
+
+SUCCESS_KEYS = ("success", "is_success")
+"""Where an environment's `info` says that its task is done: the first that is there counts."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The sizes of an environment's interface.
+
+    Attributes:
+        obs_dims: observation key -> number of values.
+        low, high: (a,) the bounds of the actions, in the environment's units.
+        dtype: of the actions.
+    """
+
+    obs_dims: dict[str, int]
+    low: Float[np.ndarray, " a"]
+    high: Float[np.ndarray, " a"]
+    dtype: str
+
+
+def find_spec(env_id: str) -> EnvSpec:
+    """The registration of an environment; "module:Id" imports the module first.
+
+    An id "namespace/Name" that is not registered yet is looked for behind the `gymnasium.envs` entry point of that
+    name, which Gymnasium itself has not followed since 1.0.
+
+    Raises:
+        SimulationError: for an unknown id, with near misses, or a module that cannot be imported.
+    """
+    module, _, name = env_id.rpartition(":")
+    try:
+        if module:
+            importlib.import_module(module)
+        if name not in gym.registry:
+            for plugin in entry_points(group="gymnasium.envs", name=name.partition("/")[0]):
+                plugin.load()()
+        return gym.spec(name)
+    except (ImportError, gym.error.Error) as error:
+        near = [] if "Did you mean" in str(error) else difflib.get_close_matches(name, list(gym.registry), n=3)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise SimulationError(f"environment {env_id} is not to be had: {error}{hint}") from error
+
+
+def make_env(spec: EnvSpec, env_kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
+    """The environment of a registration.
+
+    Raises:
+        SimulationError: where it cannot be made (its simulator is not installed, an argument that it does not take).
+    """
+    try:
+        return gym.make(spec, disable_env_checker=True, **env_kwargs)
+    except SimulationError:
+        raise
+    except Exception as error:
+        raise SimulationError(f"environment {spec.id} cannot be made: {type(error).__name__}: {error}") from error
+
+
+def as_dict(observation: Any) -> Mapping[str, Any]:
+    """A dictionary observation as it is; any other as {"state": observation}."""
+    return observation if isinstance(observation, Mapping) else {"state": observation}
+
+
+def flatten(observation: Mapping[str, Any], keys: Sequence[str]) -> Float[np.ndarray, " o"]:
+    """The values of `keys` side by side, as float32; empty for no keys."""
+    parts = [np.asarray(observation[key], dtype=np.float32).ravel() for key in keys]
+    return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+
+
+def succeeded(info: Mapping[str, Any], env_id: str) -> bool:
+    """Whether a step's `info` reports success.
+
+    Raises:
+        SimulationError: where it does not say either way.
+    """
+    for key in SUCCESS_KEYS:
+        if key in info:
+            return bool(info[key])
+    raise SimulationError(
+        f"{env_id} does not say whether its task is done: `info` has none of {', '.join(SUCCESS_KEYS)}; "
+        'wrap it so that info["success"] is a bool'
+    )
+
+
+def layout_of(env: gym.Env[Any, Any], env_id: str) -> Layout:
+    """The sizes of an environment's observations and actions.
+
+    Raises:
+        SimulationError: for spaces other than boxes of numbers (observations: or a dictionary of such).
+    """
+    space, action = env.observation_space, env.action_space
+    parts = dict(space.spaces) if isinstance(space, gym.spaces.Dict) else {"state": space}
+    for name, part in [*parts.items(), ("the action", action)]:
+        if not isinstance(part, gym.spaces.Box):
+            raise SimulationError(f"{env_id}: the space of {name} is {part}; only Box spaces are supported")
+    assert isinstance(action, gym.spaces.Box)
+    if len(action.shape) != 1:
+        raise SimulationError(f"{env_id}: actions have shape {action.shape}; only flat vectors are supported")
+    dims = {name: math.prod(part.shape or ()) for name, part in parts.items()}
+    return Layout(dims, action.low, action.high, str(action.dtype))
+
+
+def fit_actions(
+    actions: Float[np.ndarray, "*rows a"], layout: Layout
+) -> tuple[Float[np.ndarray, "*rows a"], Bool[np.ndarray, "*rows a"]]:
+    """Actions within the environment's bounds and in its dtype, and where that took clipping.
+
+    A value that lies outside by no more than rounding (1e-6 of the range) is set to the bound without being marked.
+    """
+    span = layout.high.astype(np.float64) - layout.low
+    slack = 1e-6 * np.where(np.isfinite(span), span, 0.0)
+    outside = (actions < layout.low - slack) | (actions > layout.high + slack)
+    return np.clip(actions, layout.low, layout.high).astype(layout.dtype), outside

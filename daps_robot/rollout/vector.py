@@ -1,0 +1,181 @@
+"""A fixed number of slots over any number of workers, in lockstep.
+
+    slot       0 1 2 … S-1        one environment each; slot s plays episodes s, s+S, s+2S, …
+    worker     slots w, w+W, …    W processes, or this one
+
+Every slot has its fixed share of episodes, so that early finishers bias nothing, and an episode keeps its row of the
+policy's batch whatever W is: what the policy sees, stale rows of finished slots included, is the same to the last bit.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from types import TracebackType
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from daps_robot.errors import ConfigError, SimulationError
+from daps_robot.rollout.channel import Worker, close_all, start_workers
+from daps_robot.rollout.simulation import Layout, fit_actions
+from daps_robot.rollout.worker import SlotRound, Task
+
+
+def usable_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def worker_count(workers: int | None, jobs: int) -> int:
+    """How many workers to start for `jobs` independent jobs: one a core unless told.
+
+    Raises:
+        ConfigError: for a negative number.
+    """
+    if workers is not None and workers < 0:
+        raise ConfigError(f"workers={workers} cannot be; 0 or 1 runs in this process, None takes one a core")
+    return max(1, min(usable_cores() if workers is None else workers, jobs))
+
+
+@dataclass(frozen=True)
+class Round:
+    """All slots between two plans.
+
+    Attributes:
+        episode: (S,) the episode that needs a plan now, -1 in a slot that has none left.
+        observations: (S n o) what to plan from; a finished slot keeps the row of its last plan.
+        executed: (S,) steps executed of the last plan.
+        ended: (S,) whether the episode that they belong to ended with them.
+        success: (S,) whether it succeeded.
+        expert: (S h a) the expert's next actions, where they were asked for; finished slots as above.
+    """
+
+    episode: Int[np.ndarray, " S"]
+    observations: Float[np.ndarray, "S n o"]
+    executed: Int[np.ndarray, " S"]
+    ended: Bool[np.ndarray, " S"]
+    success: Bool[np.ndarray, " S"]
+    expert: Float[np.ndarray, "S h a"] | None
+
+    @property
+    def active(self) -> Bool[np.ndarray, " S"]:
+        """(S,) the slots that need a plan."""
+        return self.episode >= 0
+
+
+class SlotPool:
+    """The slots of a task, in worker processes or in this one; a context manager that ends them.
+
+    Args:
+        task: what is played.
+        workers: how many processes; 0 or 1 plays in this one.
+
+    Attributes:
+        layout: the sizes of the environment's observations and actions.
+        simulator_seconds: (W,) time that each worker has spent inside the environments' `step` and `reset`.
+        lookahead_seconds: (W,) time that each has spent on the expert's lookahead.
+        critical_seconds: sum over rounds of the slowest worker's time in simulator and lookahead.
+
+    Raises:
+        SimulationError: where the environment cannot be made or lacks an observation key.
+    """
+
+    def __init__(self, task: Task, workers: int) -> None:
+        count = worker_count(workers, task.slots)
+        self._members = [np.arange(first, task.slots, count) for first in range(count)]
+        self._workers: list[Worker] = start_workers(
+            "daps_robot.rollout.worker:SlotGroup",
+            [(task, [int(slot) for slot in slots]) for slots in self._members],
+            in_process=count == 1,
+        )
+        self._task = task
+        self._workers[0].submit("layout")
+        self.layout: Layout = self._workers[0].result()
+        self._last: Round | None = None
+        self.simulator_seconds = np.zeros(count)
+        self.lookahead_seconds = np.zeros(count)
+        self.critical_seconds = 0.0
+
+    def start(self) -> Round:
+        """Resets every slot to its first episode."""
+        for worker in self._workers:
+            worker.submit("start")
+        return self._gather()
+
+    def advance(self, actions: Float[np.ndarray, "S e a"]) -> Round:
+        """Executes one plan of e steps in every slot.
+
+        Raises:
+            SimulationError: where an environment raises or a worker dies.
+        """
+        for worker, slots in zip(self._workers, self._members, strict=True):
+            worker.submit("advance", actions[slots])
+        return self._gather()
+
+    def _gather(self) -> Round:
+        replies: list[SlotRound] = [worker.result() for worker in self._workers]
+        order = np.argsort(np.concatenate(self._members))
+        simulator = np.array([reply.simulator_seconds for reply in replies])
+        lookahead = np.array([reply.lookahead_seconds for reply in replies])
+        self.simulator_seconds += simulator
+        self.lookahead_seconds += lookahead
+        self.critical_seconds += float((simulator + lookahead).max())
+        episode = np.concatenate([reply.episode for reply in replies])[order]
+        observations = np.concatenate([reply.observations for reply in replies])[order]
+        expert = None
+        if self._task.needs_expert:
+            parts = [reply.expert for reply in replies if reply.expert is not None]
+            expert = np.concatenate(parts)[order]
+        if self._last is not None:
+            stale = episode < 0
+            observations[stale] = self._last.observations[stale]
+            if expert is not None and self._last.expert is not None:
+                expert[stale] = self._last.expert[stale]
+        executed, ended, success = (
+            np.concatenate([getattr(reply, name) for reply in replies])[order] for name in ("executed", "ended", "success")
+        )
+        self._last = Round(episode, observations, executed, ended, success, expert)
+        return self._last
+
+    def close(self) -> None:
+        """Ends the workers."""
+        close_all(self._workers)
+
+    def __enter__(self) -> SlotPool:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def admit_actions(
+    chunks: Float[np.ndarray, "S h a"], playing: Round, done: Int[np.ndarray, " S"], layout: Layout, execute: int
+) -> tuple[Float[np.ndarray, "S e a"], Bool[np.ndarray, "S e a"]]:
+    """The first e actions of each plan as the environment takes them, and where they had to be clipped.
+
+    Args:
+        chunks: a policy's plans, in the environment's units.
+        playing: the round that they were made for; rows of finished slots are not looked at.
+        done: (S,) steps executed so far in each episode, for the message.
+        layout: the bounds of the actions.
+        execute: e.
+
+    Returns:
+        Actions within the bounds and in the environment's dtype; True where a value had to be clipped (`fit_actions`).
+
+    Raises:
+        SimulationError: for a value that is not finite, naming episode and step.
+    """
+    actions = np.array(chunks[:, :execute], dtype=np.float64)
+    actions[~playing.active] = 0.0
+    broken = ~np.isfinite(actions)
+    if broken.any():
+        slot, step, dimension = (int(index) for index in np.argwhere(broken)[0])
+        raise SimulationError(
+            f"the policy's action for episode {playing.episode[slot]}, step {done[slot] + step}, dimension "
+            f"{dimension}, is {actions[slot, step, dimension]}: was the policy trained to the end on this task?"
+        )
+    fitted, outside = fit_actions(actions, layout)
+    outside[~playing.active] = False
+    return fitted, outside

@@ -1,0 +1,270 @@
+"""What runs in a simulator process: environments, their episodes, the expert's lookahead.
+
+No torch here, and nothing that imports it: a worker starts in a fraction of a second and stays small.
+
+An environment that can save and restore its whole state (`get_state`, `set_state`) serves all slots of its worker in
+turn: a MuJoCo model with its meshes takes 100 MB and half a second to build. Any other gets one environment a slot.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
+from jaxtyping import Bool, Float, Int
+
+from daps_robot.errors import SimulationError
+from daps_robot.rollout.simulation import Layout, as_dict, flatten, layout_of, make_env, succeeded
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is played, the same for every worker.
+
+    Attributes:
+        spec: the environment, as Gymnasium registered it.
+        obs_keys: the observation keys that the policy sees, in its order.
+        history: n, observations up to the current one that the policy sees.
+        horizon: h, steps of the expert's lookahead.
+        execute: e, steps executed per plan.
+        max_steps: the most control steps of an episode.
+        episodes: how many episodes there are; slot s plays s, s + slots, s + 2·slots, …
+        slots: S, in all workers together.
+        first_seed: episode i starts from `reset(seed=first_seed + i)`.
+        needs_expert: plans come with the expert's next h actions.
+        expert_noise: the noise of those actions, as `make_expert` takes it.
+        env_kwargs: further arguments of `gymnasium.make`.
+    """
+
+    spec: EnvSpec
+    obs_keys: tuple[str, ...]
+    history: int
+    horizon: int
+    execute: int
+    max_steps: int
+    episodes: int
+    slots: int
+    first_seed: int
+    needs_expert: bool = False
+    expert_noise: float = 0.0
+    env_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SlotRound:
+    """What became of k slots in a round.
+
+    Attributes:
+        episode: (k,) the episode that needs a plan now, -1 in a slot that has none left.
+        observations: (k n o) what that plan is to be made from; zeros in a slot that has none left.
+        executed: (k,) steps executed of the last plan.
+        ended: (k,) whether the episode that they belong to ended with them.
+        success: (k,) whether it succeeded.
+        expert: (k h a) the expert's next actions, where they were asked for.
+        simulator_seconds: time inside the environments' `step` and `reset`.
+        lookahead_seconds: time of the expert's lookahead, simulation included.
+    """
+
+    episode: Int[np.ndarray, " k"]
+    observations: Float[np.ndarray, "k n o"]
+    executed: Int[np.ndarray, " k"]
+    ended: Bool[np.ndarray, " k"]
+    success: Bool[np.ndarray, " k"]
+    expert: Float[np.ndarray, "k h a"] | None
+    simulator_seconds: float
+    lookahead_seconds: float
+
+
+def can_share(env: gym.Env[Any, Any]) -> bool:
+    """Whether an environment can serve several slots in turn: all that it remembers lies in its simulator's state.
+
+    Gymnasium's own two wrappers are no hindrance: a shared environment is stepped without them, and `Slot` keeps the
+    time limit itself. Further wrappers may have a memory of their own.
+    """
+    plain = env.spec is not None and not env.spec.additional_wrappers
+    return plain and all(hasattr(env.unwrapped, name) for name in ("get_state", "set_state"))
+
+
+class Slot:
+    """The episodes that fall to a slot, one after the other, in an environment of its own or a shared one."""
+
+    def __init__(self, task: Task, index: int, env: gym.Env[Any, Any]) -> None:
+        self.task, self._next = task, index
+        # The simulator's own interface (get_state, make_expert, …) lies under Gymnasium's wrappers.
+        self._simulator: Any = env.unwrapped
+        self._shared = can_share(env)
+        self._env = env.unwrapped if self._shared else env
+        self._state: Any = None
+        self._limit = min(task.max_steps, task.spec.max_episode_steps or task.max_steps)
+        self.episode = -1
+        self._step = 0
+        self._history: deque[Float[np.ndarray, " o"]] = deque(maxlen=task.history)
+        self._observation: dict[str, Any] = {}
+        self._expert: Any = None
+        self.simulator_seconds = 0.0
+        self.lookahead_seconds = 0.0
+
+    def turn(self, actions: Float[np.ndarray, "e a"] | None) -> tuple[int, bool, bool, Float[np.ndarray, "h a"] | None]:
+        """A round of this slot: executes its plan, goes on to the next episode where one ends, looks ahead.
+
+        Args:
+            actions: the plan; None at the start, when there is no episode yet.
+
+        Returns:
+            Steps executed, whether the episode ended, whether it succeeded, and the expert's next actions if asked for.
+        """
+        executed, ended, success, expert = 0, False, False, None
+        if actions is None:
+            self.begin()
+        elif self.episode >= 0:
+            if self._shared:
+                self._simulator.set_state(self._state)
+            executed, ended, success = self.play(actions)
+            if ended:
+                self.begin()
+        if self.episode >= 0:
+            if self.task.needs_expert:
+                expert = self.look_ahead()
+            if self._shared:
+                self._state = self._simulator.get_state()
+        return executed, ended, success, expert
+
+    def begin(self) -> None:
+        """Starts the slot's next episode, or leaves the slot finished where there is none."""
+        if self._next >= self.task.episodes:
+            self.episode = -1
+            return
+        self.episode, self._next, self._step = self._next, self._next + self.task.slots, 0
+        seed = self.task.first_seed + self.episode
+        start = perf_counter()
+        observation, _ = self._env.reset(seed=seed)
+        self.simulator_seconds += perf_counter() - start
+        self._see(observation)
+        self._history.extend([self._history[-1]] * (self.task.history - 1))
+        if self.task.needs_expert:
+            self._expert = self._simulator.make_expert(noise=self.task.expert_noise, seed=seed)
+
+    def play(self, actions: Float[np.ndarray, "e a"]) -> tuple[int, bool, bool]:
+        """Executes a plan: (steps executed, whether the episode ended, whether it succeeded).
+
+        Raises:
+            SimulationError: naming episode and step, where the environment raises or does not report success.
+        """
+        for executed, action in enumerate(actions[: self._limit - self._step], start=1):
+            if self._expert is not None:
+                self._expert.act(self._observation)  # its memory follows what really happens; the action is not used
+            start = perf_counter()
+            try:
+                observation, _, terminated, truncated, info = self._env.step(action)
+            except Exception as error:
+                raise SimulationError(
+                    f"{self.task.spec.id} failed in episode {self.episode} at step {self._step}: {type(error).__name__}: {error}"
+                ) from error
+            self.simulator_seconds += perf_counter() - start
+            self._step += 1
+            self._see(observation)
+            success = succeeded(info, self.task.spec.id)
+            if success or terminated or truncated or self._step >= self._limit:
+                return executed, True, success
+        return len(actions), False, False
+
+    def look_ahead(self) -> Float[np.ndarray, "h a"]:
+        """The actions of a copy of the expert over the next h steps of a copy of the simulator.
+
+        After the end of an episode in the copy its last action is repeated, as in windows over a demonstration's end.
+        """
+        start = perf_counter()
+        expert, state = copy.deepcopy(self._expert), self._simulator.get_state()
+        observation: Mapping[str, Any] = self._observation
+        actions: list[np.ndarray] = []
+        for ahead in range(self.task.horizon):
+            actions.append(np.array(expert.act(observation), dtype=np.float32))
+            if ahead + 1 < self.task.horizon:  # what the last action leads to is of no use
+                seen, _, terminated, truncated, _ = self._simulator.step(actions[-1])
+                observation = as_dict(seen)
+                if terminated or truncated:
+                    break
+        self._simulator.set_state(state)
+        actions += [actions[-1]] * (self.task.horizon - len(actions))
+        self.lookahead_seconds += perf_counter() - start
+        return np.stack(actions)
+
+    @property
+    def history(self) -> Float[np.ndarray, "n o"]:
+        """The last n observations, the current one last."""
+        return np.stack(self._history)
+
+    def _see(self, observation: Any) -> None:
+        seen = as_dict(observation)
+        self._history.append(flatten(seen, self.task.obs_keys))
+        if self.task.needs_expert:  # a copy: the lookahead steps the same environment, which may reuse its arrays
+            self._observation = copy.deepcopy(dict(seen))
+
+
+class SlotGroup:
+    """The slots of one worker; the worker of each slot makes no difference to what it does."""
+
+    def __init__(self, task: Task, slots: Sequence[int]) -> None:
+        self.task = task
+        self._envs = [make_env(task.spec, task.env_kwargs)]
+        first = self._envs[0]
+        self._layout = layout_of(first, task.spec.id)
+        known = self._layout.obs_dims
+        unknown = [key for key in task.obs_keys if key not in known]
+        if unknown:
+            raise SimulationError(
+                f"{task.spec.id} does not observe {', '.join(unknown)}, which the policy needs; it observes {', '.join(known)}"
+            )
+        needed = ("make_expert", "get_state", "set_state") if task.needs_expert else ()
+        missing = [name for name in needed if not hasattr(first.unwrapped, name)]
+        if missing:
+            raise SimulationError(f"{task.spec.id} cannot look ahead with a scripted expert: it lacks {', '.join(missing)}")
+        if not can_share(first):
+            self._envs += [make_env(task.spec, task.env_kwargs) for _ in slots[1:]]
+        self._slots = [Slot(task, index, self._envs[i % len(self._envs)]) for i, index in enumerate(slots)]
+
+    def layout(self) -> Layout:
+        """The sizes of the environment's observations and actions."""
+        return self._layout
+
+    def start(self) -> SlotRound:
+        """Resets every slot to its first episode."""
+        return self._report([slot.turn(None) for slot in self._slots])
+
+    def advance(self, chunks: Float[np.ndarray, "k e a"]) -> SlotRound:
+        """Executes one plan in every slot that has an episode; ended episodes give way to the slot's next."""
+        return self._report([slot.turn(actions) for slot, actions in zip(self._slots, chunks, strict=True)])
+
+    def close(self) -> None:
+        """Closes the environments."""
+        for env in self._envs:
+            env.close()
+
+    def _report(self, outcomes: list[tuple[int, bool, bool, Float[np.ndarray, "h a"] | None]]) -> SlotRound:
+        width = sum(self._layout.obs_dims[key] for key in self.task.obs_keys)
+        none_left = np.zeros((self.task.history, width), np.float32)
+        no_plan = np.zeros((self.task.horizon, len(self._layout.low)), np.float32)
+        executed, ended, success, plans = zip(*outcomes, strict=True)
+        expert = None
+        if self.task.needs_expert:
+            expert = np.stack([no_plan if plan is None else plan for plan in plans])
+        report = SlotRound(
+            episode=np.array([slot.episode for slot in self._slots]),
+            observations=np.stack([slot.history if slot.episode >= 0 else none_left for slot in self._slots]),
+            executed=np.array(executed),
+            ended=np.array(ended),
+            success=np.array(success),
+            expert=expert,
+            simulator_seconds=sum(slot.simulator_seconds for slot in self._slots),
+            lookahead_seconds=sum(slot.lookahead_seconds for slot in self._slots),
+        )
+        for slot in self._slots:
+            slot.simulator_seconds = slot.lookahead_seconds = 0.0
+        return report

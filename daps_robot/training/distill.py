@@ -1,0 +1,76 @@
+"""Distilling a policy: π(z|o) learns, by maximum likelihood, the codes that the tokenizer gives to the demonstrated chunks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from daps_robot.estimators.base import Loss
+from daps_robot.models.policy import LatentPolicy
+from daps_robot.training.metrics import squared_error
+from daps_robot.training.tokenizer import EVAL_BATCH, chunk_inputs
+from daps_robot.training.trainer import Batches, Objective
+from daps_robot.types import ChunkBatch
+
+CodeSource = Literal["sampled", "most-likely"]
+
+
+class DistillObjective(Objective):
+    """−log π(z|o) with z ~ q(z|x), or z the most likely codes; validated by the error of the decoded chunk."""
+
+    criterion = "chunk_error"
+
+    def __init__(self, policy: LatentPolicy, valid: Batches, source: CodeSource = "sampled") -> None:
+        super().__init__()
+        self.policy, self.valid, self.source = policy, valid, source
+
+    def targets(self, batch: ChunkBatch, source: CodeSource) -> Int[Tensor, "b 1 l"]:
+        """The tokenizer's codes of a batch's chunks."""
+        tokenizer = self.policy.tokenizer
+        with torch.no_grad():
+            memory = tokenizer.prepare(chunk_inputs(tokenizer, batch))
+            shape = (len(batch.actions), 1, tokenizer.config.codes.positions)
+            uniforms = torch.rand(shape, device=batch.actions.device) if source == "sampled" else None
+            return tokenizer.draw(memory, uniforms).codes
+
+    def forward(self, batch: ChunkBatch, step: int) -> Loss:
+        log_prob = self.policy.log_prob(batch.observations, self.targets(batch, self.source))
+        nll = -log_prob.sum(-1).mean()
+        return Loss(nll, {"nll": nll.detach()})
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Over the whole validation split, against the tokenizer's most likely codes.
+
+        `nll`: nats per chunk. `accuracy/i`: share of windows whose code i is the most likely one given the true codes before
+        it. `rmse/i`: of the chunk that the policy decodes greedily, in action units. `chunk_error`: mean of the squared errors
+        over dimensions, each divided by the dimension's variance.
+        """
+        policy = self.policy
+        device = policy.scaler.shift.device
+        nll, hits, error, steps = 0.0, torch.zeros(policy.config.codes.positions), torch.zeros(1), 0.0
+        for index in torch.arange(len(self.valid)).split(EVAL_BATCH):
+            batch = ChunkBatch(*(t.to(device) for t in self.valid.gather(index)))
+            codes = self.targets(batch, "most-likely")
+            logits = policy.code_model.logits(policy.prepare(batch.observations), codes)
+            log_prob = torch.log_softmax(logits, -1).gather(-1, codes[..., None])[..., 0]
+            nll -= float(log_prob.double().sum())
+            hits = hits + (logits.argmax(-1) == codes).double().sum((0, 1)).cpu()
+            chosen = policy.codes(batch.observations, keys=index.numpy())
+            decoded = policy.tokenizer.decode(chosen[:, None], batch.observations[:, -1])[:, 0]
+            squares, n = squared_error(batch.actions, decoded, batch.mask)
+            error, steps = error + squares.cpu(), steps + float(n)
+        scale = policy.tokenizer.scaler.scale.double().cpu()
+        return {
+            "nll": nll / len(self.valid),
+            **{f"accuracy/{i}": float(h) / len(self.valid) for i, h in enumerate(hits)},
+            **{f"rmse/{i}": float(v) for i, v in enumerate((error / steps).sqrt())},
+            "chunk_error": float((error / steps / scale.square()).mean()),
+        }
+
+    def save(self, directory: Path) -> None:
+        self.policy.save_pretrained(directory)

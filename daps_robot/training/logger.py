@@ -1,0 +1,59 @@
+"""Metrics of a run: a JSONL file always, TensorBoard by default, both without duplicate rows after a resume."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from daps_robot.errors import RunDirectoryError
+
+
+class MetricLogger:
+    """Writes rows {"step", "split", metrics…} to `metrics.jsonl` and scalars to `tensorboard/` in a directory."""
+
+    def __init__(self, directory: Path, first_step: int, tensorboard: bool = True) -> None:
+        """Rows at or past `first_step` (of an interrupted run) are dropped: they will be written again."""
+        self.path = directory / "metrics.jsonl"
+        rows = [row for row in read_rows(self.path) if row["step"] <= first_step] if first_step else []
+        try:
+            self.file = self.path.open("w")
+            self.file.writelines(json.dumps(row) + "\n" for row in rows)
+        except OSError as error:
+            raise RunDirectoryError(f"cannot write {self.path}: {error.strerror}") from error
+        self.writer: Any = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+            self.writer = SummaryWriter(str(directory / "tensorboard"), purge_step=first_step or None)
+
+    def log(self, step: int, split: str, metrics: dict[str, float]) -> None:
+        # JSON has no NaN: a metric that is not finite is written as null, not dropped
+        row = {k: (v if math.isfinite(v) else None) for k, v in metrics.items()}
+        try:
+            self.file.write(json.dumps({"step": step, "split": split, **row}) + "\n")
+            self.file.flush()
+        except OSError as error:
+            raise RunDirectoryError(f"cannot write {self.path}: {error.strerror}") from error
+        if self.writer is not None:
+            for name, value in metrics.items():
+                self.writer.add_scalar(f"{split}/{name}", value, step)
+
+    def close(self) -> None:
+        self.file.close()
+        if self.writer is not None:
+            self.writer.close()
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics file; a last line cut short by a crash is left out."""
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows

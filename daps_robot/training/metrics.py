@@ -1,0 +1,30 @@
+"""Figures over a whole split: code usage, perplexity, reconstruction error."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+def code_counts(codes: Int[Tensor, "b l"], vocabulary: int) -> Int[Tensor, "l v"]:
+    """How often each code occurs at each position."""
+    positions = codes.shape[1]
+    flat = codes + vocabulary * torch.arange(positions, device=codes.device)
+    return torch.bincount(flat.flatten(), minlength=positions * vocabulary).view(positions, vocabulary)
+
+
+def perplexity(counts: Int[Tensor, "l v"]) -> Float[Tensor, l]:
+    """exp of the entropy of each position's code frequencies: the number of codes in effective use."""
+    p = counts.double() / counts.sum(-1, keepdim=True).clamp(min=1)
+    return torch.exp(-torch.special.xlogy(p, p).sum(-1)).float()
+
+
+def squared_error(
+    x: Float[Tensor, "b h a"], y: Float[Tensor, "b h a"], mask: Bool[Tensor, "b h"] | None
+) -> tuple[Float[Tensor, a], Float[Tensor, ""]]:
+    """Sum over unmasked steps of (x − y)² per dimension, and how many steps that are."""
+    error = (x - y).double().square()
+    if mask is None:
+        return error.flatten(0, -2).sum(0), torch.tensor(float(error[..., 0].numel()))
+    return (error * mask[..., None]).flatten(0, -2).sum(0), mask.sum()

@@ -1,0 +1,134 @@
+"""Brings robosuite in: quietly, without OpenGL, and with an error that names the remedy where it is missing."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+from daps_robot.errors import SimulationError
+
+ROBOSUITE_VERSION = "1.5.2"
+
+CONTROL_FREQUENCY = 20
+"""Control steps a second of simulated time."""
+
+_MODEL_SEED = 0
+"""Seeds what robosuite draws while it builds a model (Lift's cube is 40 to 44 mm), so that all processes get the same one."""
+
+_log = logging.getLogger(__name__)
+
+
+@lru_cache(maxsize=1)
+def import_robosuite() -> Any:
+    """The `robosuite` module, imported once.
+
+    Importing it has side effects that this function undoes or avoids: it prints notices about optional parts, sets
+    `MUJOCO_GL` for the whole process and its children, and imports OpenCV and GLFW, which need system libraries for windows
+    although nothing here opens one.
+    MuJoCo's own warnings go to the log of this module rather than to a file in the working directory.
+
+    Raises:
+        SimulationError: robosuite or MuJoCo is not installed, or does not import.
+    """
+    mujoco_gl = os.environ.get("MUJOCO_GL")
+    logger = logging.getLogger("robosuite_logs")
+    logger.addFilter(_only_errors)
+    try:
+        _import_mujoco().set_mju_user_warning(_log.warning)
+        with _windowless():
+            robosuite = importlib.import_module("robosuite")
+            # robosuite.make reads the arm's settings through this module, which logs where it found them.
+            importlib.import_module("robosuite.utils.control_utils")
+    except ImportError as error:
+        raise SimulationError(
+            f"The simulated tasks need robosuite {ROBOSUITE_VERSION} and MuJoCo, and importing them failed ({error}).\n"
+            "Install them with: pip install 'daps-robot[sim]'"
+        ) from error
+    finally:
+        _restore("MUJOCO_GL", mujoco_gl)
+    logger.removeFilter(_only_errors)
+    logger.setLevel(logging.ERROR)
+    return robosuite
+
+
+def build_robosuite(name: str) -> Any:
+    """A robosuite environment for one Panda with its default controller, without cameras or windows.
+
+    Args:
+        name: robosuite's own name of the task, such as "Lift".
+
+    Raises:
+        SimulationError: robosuite is missing.
+    """
+    robosuite = import_robosuite()
+    mujoco_gl = os.environ.get("MUJOCO_GL")
+    try:
+        return robosuite.make(name, seed=_MODEL_SEED, **robosuite_arguments())
+    finally:
+        _restore("MUJOCO_GL", mujoco_gl)
+
+
+def robosuite_arguments() -> dict[str, Any]:
+    """The keyword arguments of `robosuite.make`, also written into the data sets (`env_args`)."""
+    return {
+        "robots": ["Panda"],
+        "has_renderer": False,
+        "has_offscreen_renderer": False,
+        "use_camera_obs": False,
+        "use_object_obs": True,
+        "reward_shaping": False,
+        "control_freq": CONTROL_FREQUENCY,
+        "lite_physics": True,
+        "ignore_done": True,
+        "hard_reset": False,
+        "renderer": "mujoco",
+    }
+
+
+def _import_mujoco() -> Any:
+    """MuJoCo, also where `MUJOCO_GL` asks for a library that is missing: simulating needs none."""
+    try:
+        return importlib.import_module("mujoco")
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:
+        _log.info("importing MuJoCo without OpenGL, since with it: %s", error)
+        for module in [name for name in sys.modules if name == "mujoco" or name.startswith("mujoco.")]:
+            del sys.modules[module]
+        os.environ["MUJOCO_GL"] = "disable"  # import_robosuite puts the old value back
+        return importlib.import_module("mujoco")
+
+
+@contextmanager
+def _windowless() -> Iterator[None]:
+    """Stands in for the libraries for windows while robosuite imports, where they do not import themselves."""
+    stand_ins = []
+    for name in ("cv2", "glfw"):
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            sys.modules[name] = types.ModuleType(name)
+            stand_ins.append(name)
+    try:
+        yield
+    finally:
+        for name in stand_ins:
+            del sys.modules[name]
+
+
+def _only_errors(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
+
+
+def _restore(variable: str, value: str | None) -> None:
+    if value is None:
+        os.environ.pop(variable, None)
+    else:
+        os.environ[variable] = value

@@ -1,0 +1,299 @@
+"""The tasks as Gymnasium environments: Lift, Can and Square of robosuite, with a Panda that takes 20 actions a second.
+
+Observations carry robomimic's names (those of its low-dimensional data sets):
+
+    robot0_eef_pos       (3)  metres, the point between the fingers, in the world
+    robot0_eef_quat      (4)  x y z w, the robot's hand (the body, as in robomimic; robosuite's `…_quat_site` is another)
+    robot0_gripper_qpos  (2)  metres, the two finger joints
+    object               (10) Lift: position, quaternion, position less robot0_eef_pos
+                         (14) Can, Square: position and quaternion seen from the hand, position, quaternion in the world
+
+They are taken after the control step, from the state that the next action starts in, as robomimic's converter takes them when
+it replays states (robosuite's own `step` returns those of 48 ms earlier).
+
+Actions are (7) in [-1, 1]: the move of the hand in units of 5 cm and 0.5 rad (a rotation vector), and the gripper (-1 opens,
++1 closes). The reward is 1 where the task is solved, else 0. `terminated` is always False, so that the time after success can
+be seen; stop at `info["success"]`, which is there after every reset and step.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from jaxtyping import Float, UInt8
+
+from daps_robot.envs.control import ArmController
+from daps_robot.envs.simulator import CONTROL_FREQUENCY, ROBOSUITE_VERSION, build_robosuite, robosuite_arguments
+from daps_robot.errors import SimulationError
+
+if TYPE_CHECKING:
+    from daps_robot.envs.experts import Expert
+
+Observation = dict[str, np.ndarray]
+
+
+class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
+    """A robosuite task whose start state depends on the seed alone, and whose whole state can be copied and put back.
+
+    robosuite builds the model and draws the start states; the control loop is `ArmController`, which gives the same
+    trajectories in a fraction of the time.
+
+    Attributes:
+        model_xml: the MuJoCo model, as robomimic's data sets store it.
+        start_seed: what the present episode was seeded with.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": CONTROL_FREQUENCY}
+    env_id: ClassVar[str]
+    robosuite_name: ClassVar[str]
+    _body: ClassVar[str]
+    _object_size: ClassVar[int]
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        """Builds the model (half a second).
+
+        Args:
+            render_mode: "rgb_array" or None.
+
+        Raises:
+            SimulationError: robosuite is not installed, or the render mode is not known.
+        """
+        if render_mode not in (None, "rgb_array"):
+            raise SimulationError(f"render_mode {render_mode!r} is not known; use 'rgb_array' or None.")
+        self.render_mode = render_mode
+        sizes = {"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2, "object": self._object_size}
+        self.observation_space = spaces.Dict(
+            {key: spaces.Box(-np.inf, np.inf, (size,), np.float32) for key, size in sizes.items()}
+        )
+        self.action_space = spaces.Box(-1.0, 1.0, (7,), np.float32)
+        self.start_seed: int | None = None
+        self._camera: Any = None
+        self._build()
+
+    def _build(self) -> None:
+        """(Re)creates model, data and controller."""
+        import mujoco
+
+        self._close_camera()
+        self._suite = build_robosuite(self.robosuite_name)
+        self._suite.visualize(dict.fromkeys(self._suite._visualizations, False))
+        # MuJoCo names the type of a mesh file only where it has loaded the file before: left out, the text is always the same.
+        self.model_xml: str = re.sub(r' content_type="[^"]*"', "", self._suite.sim.model.get_xml())
+        self._mujoco = mujoco
+        self._model, self._data = self._suite.sim.model._model, self._suite.sim.data._data
+        robot = self._suite.robots[0]
+        self._controller = ArmController(robot, self._model, self._data)
+        self._simulator_steps = int(self._suite.control_timestep / self._suite.model_timestep)
+        self._state_kind = mujoco.mjtState.mjSTATE_INTEGRATION
+        self._state_size = mujoco.mj_stateSize(self._model, self._state_kind)
+        # Views of MuJoCo's arrays, which stay where they are for the life of `_data`.
+        data, hand = self._data, self._model.body(robot.robot_model.eef_name["right"]).id
+        body = self._model.body(self._body).id
+        self._eef_pos = data.site_xpos[robot.eef_site_id["right"]]
+        self._hand_quat, self._hand_rotation = data.xquat[hand], data.xmat[hand].reshape(3, 3)
+        self._object_pos, self._object_quat = data.xpos[body], data.xquat[body]
+        self._finger_index = np.array(robot._ref_gripper_joint_pos_indexes["right"])
+        self._steps = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
+        """Starts an episode.
+
+        Args:
+            seed: decides the start state, bit for bit, whatever ran before and in whichever process. Without it, the
+                environment's own generator draws one.
+            options: `{"state": flat}` starts from a flattened MuJoCo state (time, qpos, qvel), as a demonstration's first
+                row, with the controllers fresh; `{"hard": True}` builds the model anew first (the result is the same).
+
+        Raises:
+            SimulationError: unknown options, or a state of the wrong size or with values that are not finite.
+        """
+        super().reset(seed=seed)
+        options = options or {}
+        if unknown := set(options) - {"state", "hard"}:
+            raise SimulationError(f"reset(options=…) knows 'state' and 'hard', not {sorted(unknown)}.")
+        if options.get("hard", False):
+            self._build()
+        if "state" in options:
+            self.start_seed = None
+            self._start(np.asarray(options["state"], np.float64))
+        else:
+            self.start_seed = int(self.np_random.integers(2**31)) if seed is None else int(seed)
+            self._start(self._draw_start(self.start_seed))
+        return self._observe(), {"success": self.success()}
+
+    def _draw_start(self, seed: int) -> Float[np.ndarray, " s"]:
+        """robosuite's random start state for a seed. One generator serves the robot's joints and the object's place."""
+        self._suite.rng.bit_generator.state = np.random.default_rng(seed).bit_generator.state
+        self._suite.sim.reset()
+        self._suite._reset_internal()
+        return self.flat_state()
+
+    def _start(self, flat: Float[np.ndarray, " s"]) -> None:
+        """Puts the simulation at rest in a state, with nothing left over from before (solver's warm start, controllers)."""
+        sizes = (1, self._model.nq, self._model.nv)
+        if flat.shape != (sum(sizes),):
+            raise SimulationError(
+                f"{self.robosuite_name}: a flattened state holds time, {sizes[1]} positions and {sizes[2]} velocities, "
+                f"{sum(sizes)} numbers; got shape {flat.shape}. Is it of another task, or of another robosuite?"
+            )
+        if not np.isfinite(flat).all():
+            raise SimulationError(f"{self.robosuite_name}: the state to start from holds NaN or infinity.")
+        time, qpos, qvel = np.split(flat, np.cumsum(sizes)[:-1])
+        self._mujoco.mj_resetData(self._model, self._data)
+        self._data.time, self._data.qpos[:], self._data.qvel[:] = time[0], qpos, qvel
+        self._mujoco.mj_forward(self._model, self._data)
+        self._controller.reset()
+        self._steps = 0
+
+    def step(self, action: Float[np.ndarray, " 7"]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """One control step, 50 ms.
+
+        Args:
+            action: (7,), clipped to [-1, 1].
+
+        Raises:
+            SimulationError: the action has another shape, or is not finite.
+        """
+        action = np.asarray(action, np.float64)
+        if action.shape != (7,) or not np.isfinite(action).all():
+            raise SimulationError(f"{self.robosuite_name} takes 7 finite numbers as action, got {action!r}.")
+        self._controller.step(action, self._simulator_steps)
+        self._mujoco.mj_kinematics(self._model, self._data)
+        self._steps += 1
+        success = self.success()
+        return self._observe(), float(success), False, False, {"success": success}
+
+    def success(self) -> bool:
+        """Whether the task is solved in the present state, by robosuite's own criterion."""
+        return bool(self._suite._check_success())
+
+    def get_state(self) -> dict[str, Any]:
+        """Everything that the future depends on, as a dictionary of arrays and numbers that can be pickled.
+
+        Another environment of the same task, in this process or another, that is given it by `set_state` answers the same
+        actions with the same observations, bit for bit.
+        """
+        physics = np.empty(self._state_size)
+        self._mujoco.mj_getState(self._model, self._data, physics, self._state_kind)
+        return {
+            "task": self.robosuite_name,
+            "physics": physics,
+            "posture": self._controller.posture.copy(),
+            "fingers": self._controller.fingers.copy(),
+            "steps": self._steps,
+            "start_seed": self.start_seed,
+        }
+
+    def set_state(self, state: dict[str, Any]) -> Observation:
+        """Puts a state of `get_state` back, and returns what is seen in it.
+
+        A time limit wrapped around the environment counts on by itself.
+
+        Raises:
+            SimulationError: the state is of another task.
+        """
+        if state["task"] != self.robosuite_name or len(state["physics"]) != self._state_size:
+            raise SimulationError(f"A state of {state['task']} cannot be put into {self.robosuite_name}.")
+        self._mujoco.mj_setState(self._model, self._data, state["physics"], self._state_kind)
+        self._mujoco.mj_kinematics(self._model, self._data)
+        self._controller.posture, self._controller.fingers = state["posture"].copy(), state["fingers"].copy()
+        self._steps, self.start_seed = state["steps"], state["start_seed"]
+        return self._observe()
+
+    def flat_state(self) -> Float[np.ndarray, " s"]:
+        """The flattened MuJoCo state (time, qpos, qvel), as robomimic's data sets store it."""
+        return np.concatenate([[self._data.time], self._data.qpos, self._data.qvel])
+
+    @classmethod
+    def env_args(cls) -> dict[str, Any]:
+        """What robomimic's data sets say of their environment, with this environment's Gymnasium id beside it."""
+        return {
+            "env_name": cls.robosuite_name,
+            "env_version": ROBOSUITE_VERSION,
+            "type": 1,
+            "env_kwargs": robosuite_arguments(),
+            "gymnasium_id": cls.env_id,
+        }
+
+    def make_expert(self, noise: float = 0.0, seed: int = 0) -> Expert:
+        """The scripted expert for this task.
+
+        Args:
+            noise: standard deviation of the Gaussian noise on the six arm actions, in action units.
+            seed: of that noise.
+        """
+        from daps_robot.envs.experts import EXPERTS
+
+        return EXPERTS[self.robosuite_name](noise=noise, seed=seed)
+
+    def render(self) -> UInt8[np.ndarray, "256 256 3"] | None:  # type: ignore[override]
+        """A 256 × 256 RGB picture from the camera "agentview", or None without a render mode.
+
+        Raises:
+            SimulationError: no OpenGL library works here; the message says what to install.
+        """
+        if self.render_mode is None:
+            return None
+        if self._camera is None:
+            from daps_robot.envs.render import Camera
+
+            self._camera = Camera(self._model)
+        return self._camera.draw(self._data)
+
+    def close(self) -> None:
+        """Gives an open OpenGL context back."""
+        self._close_camera()
+
+    def _close_camera(self) -> None:
+        if self._camera is not None:
+            self._camera.close()
+            self._camera = None
+
+    def _observe(self) -> Observation:
+        quat = self._hand_quat
+        return {
+            "robot0_eef_pos": self._eef_pos.astype(np.float32),
+            "robot0_eef_quat": quat[[1, 2, 3, 0]].astype(np.float32),
+            "robot0_gripper_qpos": self._data.qpos[self._finger_index].astype(np.float32),
+            "object": self._observe_object().astype(np.float32),
+        }
+
+    def _observe_object(self) -> Float[np.ndarray, " o"]:
+        """Pose seen from the hand (position between the fingers, the hand's axes), then pose in the world."""
+        relative_pos = np.dot(self._object_pos - self._eef_pos, self._hand_rotation)
+        conjugate, relative_quat = np.empty(4), np.empty(4)
+        self._mujoco.mju_negQuat(conjugate, self._hand_quat)
+        self._mujoco.mju_mulQuat(relative_quat, conjugate, self._object_quat)
+        if relative_quat[0] < 0:  # one of the two quaternions of a rotation, as robosuite chooses
+            relative_quat = -relative_quat
+        to_xyzw = [1, 2, 3, 0]
+        return np.concatenate([relative_pos, relative_quat[to_xyzw], self._object_pos, self._object_quat[to_xyzw]])
+
+
+class LiftEnv(RobosuiteEnv):
+    """Lift a cube 4 cm off the table."""
+
+    env_id, robosuite_name = "daps_robot/Lift-v0", "Lift"
+    _body, _object_size = "cube_main", 10
+
+    def _observe_object(self) -> Float[np.ndarray, " 10"]:
+        """Pose in the world, then the position less that of the point between the fingers."""
+        return np.concatenate([self._object_pos, self._object_quat[[1, 2, 3, 0]], self._object_pos - self._eef_pos])
+
+
+class CanEnv(RobosuiteEnv):
+    """Carry a can from one bin to its quarter of the other, and let go."""
+
+    env_id, robosuite_name = "daps_robot/Can-v0", "PickPlaceCan"
+    _body, _object_size = "Can_main", 14
+
+
+class SquareEnv(RobosuiteEnv):
+    """Put a square nut over a square peg."""
+
+    env_id, robosuite_name = "daps_robot/Square-v0", "NutAssemblySquare"
+    _body, _object_size = "SquareNut_main", 14

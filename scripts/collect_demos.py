@@ -1,0 +1,62 @@
+"""Collects demonstrations of a simulated task with its scripted expert."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import tyro
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Collect demonstrations of a simulated task with its scripted expert, in robomimic's HDF5 layout.
+
+    Interrupted, it goes on from there when called again with the same settings.
+    """
+
+    task: str = "lift"
+    """lift, can or square."""
+    out: Path | None = None
+    """File to write; data/<task>.hdf5 by default."""
+    demos: int = 200
+    """Number of successful demonstrations."""
+    noise: float | None = None
+    """Standard deviation of the noise on the arm's actions, in action units (the task's own by default)."""
+    seed: int = 0
+    """Seed of the collection, 0 to 999."""
+    workers: int | None = None
+    """Processes; one per processor by default. The file does not depend on it."""
+    valid_fraction: float = 0.1
+    """Share of the demonstrations kept for validation."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+def main() -> int:
+    """Returns the exit status: 0, 2 for an error, 130 when interrupted."""
+    arguments = asdict(tyro.cli(Arguments))
+    debug = arguments.pop("debug")
+    from daps_robot.envs.collect import collect_demos
+    from daps_robot.errors import DapsRobotError
+
+    try:
+        report = collect_demos(**arguments)
+    except DapsRobotError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nInterrupted. What is collected is kept; the same command goes on from there.", file=sys.stderr)
+        return 130
+    print(
+        f"{report.path}: {report.demos} demonstrations, {report.steps / report.demos:.0f} steps each, "
+        f"{report.failed} attempts failed, {report.seconds:.0f} s"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
