@@ -99,15 +99,14 @@ def collect_demos(
     noise = chosen.noise if noise is None else noise
     out = Path("data", f"{task}.hdf5") if out is None else Path(out)
     robosuite = import_robosuite()
-    writer = DemoWriter(
-        out, {"env_id": chosen.env.env_id, "noise": noise, "seed": seed, "robosuite": robosuite.__version__, "layout": 1}
-    )
-    collection = _Collection(writer, demos)
-    if not collection.complete:
-        processes = min(workers or len(os.sched_getaffinity(0)), demos)
-        with _attempts(chosen.env, noise, seed, processes) as submit:
-            collection.run(submit, ahead=1 if processes == 1 else 2 * processes)
-    steps = writer.finish(demos, valid_fraction, chosen.env.env_args())
+    settings = {"env_id": chosen.env.env_id, "noise": noise, "seed": seed, "robosuite": robosuite.__version__, "layout": 1}
+    with DemoWriter(out, settings) as writer:
+        collection = _Collection(writer, demos)
+        if not collection.complete:
+            processes = min(workers or len(os.sched_getaffinity(0)), demos)
+            with _attempts(chosen.env, noise, seed, processes) as submit:
+                collection.run(submit, ahead=1 if processes == 1 else 2 * processes)
+        steps = writer.finish(demos, valid_fraction, chosen.env.env_args())
     return CollectionReport(out, demos, steps, collection.failed, time.monotonic() - started)
 
 

@@ -11,10 +11,13 @@ pulls the joints to the posture that the episode began in.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+
+from daps_robot.errors import SimulationError
 
 _POSTURE_STIFFNESS = 10
 
@@ -46,34 +49,33 @@ class ArmController:
         self._model, self._data = model, data
         self._site = model.site(arm.ref_name).id
         self._base_site = model.site(f"{arm.naming_prefix}{arm.part_name}_center").id
-        self._qpos_index = np.array(arm.qpos_index)
-        self._qvel_index = np.array(arm.qvel_index)
-        self._first, self._last = int(self._qvel_index[0]), int(self._qvel_index[-1]) + 1
         self._kp, self._kd = np.array(arm.kp), np.array(arm.kd)
         self._scale = np.abs(arm.output_max - arm.output_min) / np.abs(arm.input_max - arm.input_min)
-        self._arm_ctrl = np.array(robot._ref_actuators_indexes_dict["right"])
-        self._finger_ctrl = np.array(robot._ref_actuators_indexes_dict["right_gripper"])
-        arm_range = model.actuator_ctrlrange[self._arm_ctrl]
+        arm_ctrl, finger_ctrl = (_run(robot._ref_actuators_indexes_dict[part]) for part in ("right", "right_gripper"))
+        arm_range = model.actuator_ctrlrange[arm_ctrl]
         self._torque_low, self._torque_high = arm_range[:, 0].copy(), arm_range[:, 1].copy()
-        finger_range = model.actuator_ctrlrange[self._finger_ctrl]
+        finger_range = model.actuator_ctrlrange[finger_ctrl]
         self._finger_bias = 0.5 * (finger_range[:, 1] + finger_range[:, 0])
         self._finger_weight = 0.5 * (finger_range[:, 1] - finger_range[:, 0])
         self._finger_speed = np.array([-1.0, 1.0]) * gripper.speed
-        self._jac_pos = np.zeros((3, model.nv))
-        self._jac_ori = np.zeros((3, model.nv))
-        self._jac_full = np.zeros((6, 7))
+        self._dofs = _run(arm.qvel_index)
+        self._jac = np.zeros((6, model.nv))
+        self._arm_jac = np.zeros((6, 7))
         self._mass = np.zeros((model.nv, model.nv))
+        self._arm_mass = np.zeros((7, 7), order="F")
         # Views of MuJoCo's arrays, which stay where they are for the life of `data`.
         self._ref_pos = data.site_xpos[self._site]
         self._ref_ori = data.site_xmat[self._site].reshape(3, 3)
-        self._qpos, self._qvel, self._bias = data.qpos, data.qvel, data.qfrc_bias
-        self._ctrl = data.ctrl
+        self._qvel = data.qvel
+        self._joint_pos, self._joint_vel = data.qpos[_run(arm.qpos_index)], data.qvel[self._dofs]
+        self._gravity = data.qfrc_bias[self._dofs]  # and Coriolis forces
+        self._arm_ctrl, self._finger_ctrl = data.ctrl[arm_ctrl], data.ctrl[finger_ctrl]
         self.posture: Float[np.ndarray, " 7"] = np.zeros(7)
         self.fingers: Float[np.ndarray, " 2"] = np.zeros(2)
 
     def reset(self) -> None:
         """A fresh controller: the posture is the present one, the gripper's command is neutral."""
-        self.posture = self._qpos[self._qpos_index].copy()
+        self.posture = self._joint_pos.copy()
         self.fingers = np.zeros(2)
 
     def step(self, action: Float[np.ndarray, " 7"], simulator_steps: int) -> None:
@@ -85,13 +87,11 @@ class ArmController:
             simulator_steps: MuJoCo steps in a control step.
         """
         step1, step2, model, data = self._mujoco.mj_step1, self._mujoco.mj_step2, self._model, self._data
-        step1(model, data)
-        self._set_goal(action)
-        self._ctrl[self._arm_ctrl] = self._torques()
-        step2(model, data)
-        for _ in range(simulator_steps - 1):
+        for i in range(simulator_steps):
             step1(model, data)
-            self._ctrl[self._arm_ctrl] = self._torques()
+            if i == 0:
+                self._set_goal(action)
+            self._arm_ctrl[:] = self._torques()
             step2(model, data)
 
     def _set_goal(self, action: Float[np.ndarray, " 7"]) -> None:
@@ -107,23 +107,29 @@ class ArmController:
         self._goal_pos = base_pos + np.dot(base_ori, goal_pos)
         self._goal_ori = np.dot(base_ori, goal_ori)
         self.fingers = np.clip(self.fingers + self._finger_speed * np.sign(action[6:]), -1.0, 1.0)
-        self._ctrl[self._finger_ctrl] = self._finger_bias + self._finger_weight * self.fingers
+        self._finger_ctrl[:] = self._finger_bias + self._finger_weight * self.fingers
 
     def _torques(self) -> Float[np.ndarray, " 7"]:
         """Joint torques in N·m toward the goal pose, from the quantities that `mj_step1` has just computed."""
-        mujoco, jac_pos, jac_ori, qvel = self._mujoco, self._jac_pos, self._jac_ori, self._qvel
-        mujoco.mj_jacSite(self._model, self._data, jac_pos, jac_ori, self._site)
-        mujoco.mj_fullM(self._model, self._mass, self._data.qM)
-        arm = slice(self._first, self._last)
-        jac = self._jac_full
-        jac[:3], jac[3:] = jac_pos[:, arm], jac_ori[:, arm]
-        mass = np.asfortranarray(self._mass[arm, arm])
-        ori_error = self._control_utils.orientation_error(self._goal_ori, self._ref_ori)
-        force = (self._goal_pos - self._ref_pos) * self._kp[:3] + -np.dot(jac_pos, qvel) * self._kd[:3]
-        torque = ori_error * self._kp[3:] + -np.dot(jac_ori, qvel) * self._kd[3:]
-        _, inertia_pos, inertia_ori, nullspace = self._control_utils.opspace_matrices(mass, jac, jac[:3], jac[3:])
+        jac, arm_jac, mass, functions = self._jac, self._arm_jac, self._arm_mass, self._control_utils
+        self._mujoco.mj_jacSite(self._model, self._data, jac[:3], jac[3:], self._site)
+        self._mujoco.mj_fullM(self._model, self._mass, self._data.qM)
+        arm_jac[:] = jac[:, self._dofs]
+        mass[:] = self._mass[self._dofs, self._dofs]
+        kp, kd = self._kp, self._kd
+        ori_error = functions.orientation_error(self._goal_ori, self._ref_ori)
+        force = (self._goal_pos - self._ref_pos) * kp[:3] - np.dot(jac[:3], self._qvel) * kd[:3]
+        torque = ori_error * kp[3:] - np.dot(jac[3:], self._qvel) * kd[3:]
+        _, inertia_pos, inertia_ori, nullspace = functions.opspace_matrices(mass, arm_jac, arm_jac[:3], arm_jac[3:])
         wrench = np.concatenate([np.dot(inertia_pos, force), np.dot(inertia_ori, torque)])
-        joint_pos, joint_vel = self._qpos[self._qpos_index], qvel[arm]
-        torques = np.dot(jac.T, wrench) + self._bias[arm]
-        torques += self._control_utils.nullspace_torques(mass, nullspace, self.posture, joint_pos, joint_vel)
+        torques = np.dot(arm_jac.T, wrench) + self._gravity
+        torques += functions.nullspace_torques(mass, nullspace, self.posture, self._joint_pos, self._joint_vel)
         return np.minimum(np.maximum(torques, self._torque_low), self._torque_high)
+
+
+def _run(indices: Iterable[Any]) -> slice:
+    """Consecutive indices as a slice, which numpy takes as a view."""
+    numbers = [int(index) for index in indices]
+    if numbers != list(range(numbers[0], numbers[-1] + 1)):
+        raise SimulationError(f"The robot's joints or motors do not follow one another in the model: {numbers}.")
+    return slice(numbers[0], numbers[-1] + 1)

@@ -1,11 +1,11 @@
 """Scripted experts: proportional control of the hand, and the phase read off the observation.
 
 An expert keeps no memory but its noise generator. What to do next (approach, grasp, carry, let go, retreat) follows from the
-present observation alone, so an expert can take over in any state, picks up what it dropped, and can be driven in a copy of
-the simulator. The one exception to "from the observation" is knowledge of the fixed scene: where bins and pegs stand, and how
-big the objects are (metres, in the world).
+present observation alone. So an expert can take over in any state, can be driven in a copy of the simulator, and picks up what
+it dropped, unless that leans on something or lies out of reach. The one exception to "from the observation" is knowledge of the
+fixed scene: where bins and pegs stand, and how big the objects are (metres, in the world).
 
-Distances are in metres, angles in radians, forces do not occur.
+Distances are in metres, angles in radians.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Float
 
 OPEN, CLOSED = -1.0, 1.0
+_EASY_YAW = 1.9
 _METRES_PER_UNIT, _RADIANS_PER_UNIT = 0.05, 0.5
 
 Vector = Float[np.ndarray, " 3"]
@@ -92,10 +93,16 @@ class Hand:
         self.opening = float(fingers[0] - fingers[1])
 
     def turn_upright(self, yaw: float) -> Vector:
-        """The rotation vector that points the hand straight down and turns it to `yaw` (for small errors)."""
+        """The rotation vector that points the hand straight down and turns it to `yaw` (by way of 0: the wrist ends at ±π)."""
         turn = np.cross(self._rotation[:, 2], (0.0, 0.0, -1.0))
-        turn[2] = wrap(yaw - self.yaw, 2 * np.pi)
+        turn[2] = yaw - self.yaw
         return turn
+
+    def nearest_yaw(self, yaw: float, period: float) -> float:
+        """The nearest of the yaws that differ from `yaw` by a multiple of `period`, of those the wrist reaches with ease."""
+        first = wrap(yaw, period)
+        easy = [first + k * period for k in (-1, 0, 1) if abs(first + k * period) <= _EASY_YAW]
+        return min(easy, key=lambda candidate: abs(candidate - self.yaw))
 
 
 class LiftExpert(Expert):
@@ -107,7 +114,7 @@ class LiftExpert(Expert):
         cube, quat = obj[:3], obj[3:7]
         to_cube = cube - hand.position
         aside = float(np.hypot(*to_cube[:2]))
-        yaw = wrap(yaw_of(rotation_matrix(quat)), np.pi / 2)
+        yaw = wrap(yaw_of(rotation_matrix(quat)), np.pi / 2)  # never more than an eighth of a turn from rest
         reach = 0.012 if hand.opening > 0.07 else 0.02  # fingers that have begun to close go on closing
         around = aside < reach and abs(to_cube[2]) < reach
         if around and hand.opening < self._held_opening:
@@ -125,6 +132,7 @@ class CanExpert(Expert):
     _speed = 0.9
     _goal = np.array([0.155, 0.36, 0.865])  # in that quarter, on the robot's side: the far half is at the end of its reach
     _clear_height = 0.985  # of the can's centre, its lower end above the walls
+    _walls_y = (-0.5, 0.0, 0.03, 0.28, 0.53)  # beside them the fingers close along x
     _held_opening = 0.056  # the can is 50 mm wide
 
     def _decide(self, hand: Hand, obj: Float[np.ndarray, " o"]) -> tuple[Vector, float, float]:
@@ -133,7 +141,10 @@ class CanExpert(Expert):
             return np.array([0.0, 0.0, 0.1]) if hand.opening > 0.07 else np.zeros(3), 0.0, OPEN
         axis = rotation_matrix(quat)[:, 2]
         standing = abs(axis[2]) > 0.7
-        yaw = 0.0 if standing else wrap(float(np.arctan2(axis[1], axis[0])), np.pi)
+        if standing:
+            yaw = np.pi / 2 if min(abs(can[1] - wall) for wall in self._walls_y) < 0.07 else 0.0
+        else:
+            yaw = hand.nearest_yaw(float(np.arctan2(axis[1], axis[0])), np.pi)
         to_can = can - hand.position
         aside = float(np.hypot(*to_can[:2]))
         reach = 0.012 if hand.opening > 0.07 else 0.025
@@ -142,7 +153,7 @@ class CanExpert(Expert):
             return self._carry(can), yaw, CLOSED
         if around:
             return to_can, yaw, CLOSED
-        misaligned = 0.0 if standing else abs(wrap(yaw - hand.yaw, np.pi))
+        misaligned = abs(wrap(yaw - hand.yaw, np.pi))
         return approach(to_can, aside, misaligned, hand.opening, wide=0.07, top=0.14), yaw, OPEN
 
     def _carry(self, can: Vector) -> Vector:
@@ -171,8 +182,7 @@ class SquareExpert(Expert):
         to_peg = self._peg - nut[:2]
         if (np.abs(to_peg) < 0.025).all() and nut[2] < self._placed_height:
             return np.array([0.0, 0.0, 0.1]) if hand.opening > 0.06 else np.zeros(3), hand.yaw, OPEN
-        # The fingers close along the nut's y axis, either way round; the way nearer to the hand's rest is in joint limits.
-        yaw = wrap(yaw_of(rotation), np.pi)
+        yaw = hand.nearest_yaw(yaw_of(rotation), np.pi)  # the fingers close along the nut's y axis, either way round
         to_handle = nut + rotation @ self._handle - hand.position
         aside = float(np.hypot(*to_handle[:2]))
         reach = 0.012 if hand.opening > 0.07 else 0.025

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes.util
 import importlib
 import os
@@ -43,6 +44,7 @@ class Camera:
         self._context.make_current()
         model.vis.quality.offsamples = 0
         self._painter = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
+        atexit.register(self.close)  # registered after MuJoCo's own end of EGL, so it runs before that
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._painter)
         self._rectangle = mujoco.MjrRect(0, 0, width, height)
         self._scene = mujoco.MjvScene(model, maxgeom=1000)
@@ -85,6 +87,7 @@ class Camera:
 
     def close(self) -> None:
         """Gives the OpenGL context back."""
+        atexit.unregister(self.close)
         self._context.make_current()
         self._painter.free()
         self._context.free()

@@ -30,9 +30,9 @@ def import_robosuite() -> Any:
     """The `robosuite` module, imported once.
 
     Importing it has side effects that this function undoes or avoids: it prints notices about optional parts, sets
-    `MUJOCO_GL` for the whole process and its children, and imports OpenCV and GLFW, which need system libraries for windows
-    although nothing here opens one.
-    MuJoCo's own warnings go to the log of this module rather than to a file in the working directory.
+    `MUJOCO_GL` for the whole process and its children, and imports OpenCV and MuJoCo's viewer, which need system libraries
+    for windows although nothing here opens one. MuJoCo's own warnings go to the log of this module rather than to a file in
+    the working directory.
 
     Raises:
         SimulationError: robosuite or MuJoCo is not installed, or does not import.
@@ -94,11 +94,13 @@ def robosuite_arguments() -> dict[str, Any]:
 
 def _import_mujoco() -> Any:
     """MuJoCo, also where `MUJOCO_GL` asks for a library that is missing: simulating needs none."""
+    platform = os.environ.get("PYOPENGL_PLATFORM")
     try:
         return importlib.import_module("mujoco")
-    except ModuleNotFoundError:
-        raise
     except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "mujoco":
+            raise
+        _restore("PYOPENGL_PLATFORM", platform)
         _log.info("importing MuJoCo without OpenGL, since with it: %s", error)
         for module in [name for name in sys.modules if name == "mujoco" or name.startswith("mujoco.")]:
             del sys.modules[module]
@@ -110,10 +112,10 @@ def _import_mujoco() -> Any:
 def _windowless() -> Iterator[None]:
     """Stands in for the libraries for windows while robosuite imports, where they do not import themselves."""
     stand_ins = []
-    for name in ("cv2", "glfw"):
+    for name in ("cv2", "mujoco.viewer"):
         try:
             importlib.import_module(name)
-        except ImportError:
+        except (ImportError, RuntimeError):
             sys.modules[name] = types.ModuleType(name)
             stand_ins.append(name)
     try:

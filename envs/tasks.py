@@ -76,10 +76,10 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
 
     def _build(self) -> None:
         """(Re)creates model, data and controller."""
-        import mujoco
-
         self._close_camera()
         self._suite = build_robosuite(self.robosuite_name)
+        import mujoco  # after robosuite, whose import sees to it that MuJoCo imports also where OpenGL is missing
+
         self._suite.visualize(dict.fromkeys(self._suite._visualizations, False))
         # MuJoCo names the type of a mesh file only where it has loaded the file before: left out, the text is always the same.
         self.model_xml: str = re.sub(r' content_type="[^"]*"', "", self._suite.sim.model.get_xml())
@@ -132,7 +132,7 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
         self._suite._reset_internal()
         return self.flat_state()
 
-    def _start(self, flat: Float[np.ndarray, " s"]) -> None:
+    def _start(self, flat: np.ndarray) -> None:
         """Puts the simulation at rest in a state, with nothing left over from before (solver's warm start, controllers)."""
         sizes = (1, self._model.nq, self._model.nv)
         if flat.shape != (sum(sizes),):
@@ -149,7 +149,7 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
         self._controller.reset()
         self._steps = 0
 
-    def step(self, action: Float[np.ndarray, " 7"]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+    def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """One control step, 50 ms.
 
         Args:

@@ -49,12 +49,10 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nInterrupted. What is collected is kept; the same command goes on from there.", file=sys.stderr)
+        print("\nInterrupted; what is collected is kept, and the same command goes on from there.", file=sys.stderr)
         return 130
-    print(
-        f"{report.path}: {report.demos} demonstrations, {report.steps / report.demos:.0f} steps each, "
-        f"{report.failed} attempts failed, {report.seconds:.0f} s"
-    )
+    steps = report.steps / report.demos
+    print(f"{report.path}: {report.demos} demonstrations of {steps:.0f} steps, {report.failed} failed, {report.seconds:.0f} s")
     return 0
 
 

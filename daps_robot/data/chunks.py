@@ -29,14 +29,16 @@ class ChunkDataset:
         starts, ends: (T,) first step and end (exclusive) of the demonstration that each step belongs to.
     """
 
-    def __init__(self, demos: Sequence[Demo], obs_keys: Sequence[str], horizon: int, history: int = 1) -> None:
-        """Raises DataError where there is no demonstration, or one is shorter than a chunk."""
+    def __init__(
+        self, demos: Sequence[Demo], obs_keys: Sequence[str], horizon: int, history: int = 1, where: str = "the data set"
+    ) -> None:
+        """Raises DataError, naming the file `where`, if there is no demonstration or one is shorter than a chunk."""
         if not demos:
-            raise DataError("no demonstrations to cut into chunks")
+            raise DataError(f"{where} has no demonstrations in this split to cut into chunks")
         for demo in demos:
             if len(demo) < horizon:
                 raise DataError(
-                    f"{demo.name} has {len(demo)} steps, fewer than a chunk of {horizon}: "
+                    f"{where}: {demo.name} has {len(demo)} steps, fewer than a chunk of {horizon}: "
                     f"use --horizon {len(demo)} or less, or leave the demonstration out"
                 )
         lengths = np.array([len(demo) for demo in demos])

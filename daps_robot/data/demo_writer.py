@@ -8,6 +8,7 @@ file. An HDF5 file that is appended to would not do, because a kill in the middl
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ from typing import Any
 
 import h5py
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from daps_robot.data.hdf5 import short
 from daps_robot.errors import DataError
@@ -44,7 +45,7 @@ class Episode:
     observations: Mapping[str, Float[np.ndarray, "t+1 _"]]
     states: Float[np.ndarray, "t s"]
     rewards: Float[np.ndarray, " t"]
-    dones: Float[np.ndarray, " t"]
+    dones: Int[np.ndarray, " t"]
     seed: int
     model_file: str
 
@@ -52,7 +53,8 @@ class Episode:
 class DemoWriter:
     """Gathers episodes, in any order and over several sittings, and makes one file of them.
 
-    Attempts are numbered. The file holds the first `demos` successful ones by number, whichever order they came in.
+    Attempts are numbered. The file holds the first `demos` successful ones by number, whichever order they came in. A writer
+    is a context manager: until its end, no other writer may collect for the same file.
     """
 
     def __init__(self, path: str | Path, settings: JSON) -> None:
@@ -64,13 +66,16 @@ class DemoWriter:
                 is not mixed with this one.
 
         Raises:
-            DataError: the folder cannot be written, or an interrupted collection had other settings.
+            DataError: the folder cannot be written, another process is collecting there, or an interrupted collection had
+                other settings.
         """
         self.path = Path(path)
         self.folder = self.path.with_name(f"{self.path.name}.partial")
         text = json.dumps(settings, sort_keys=True)
         with self._writing():
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.folder / "lock").open("w")
+            self._take_lock()
             for leftover in self.folder.glob("*.tmp"):
                 leftover.unlink()
             note = self.folder / "settings.json"
@@ -81,6 +86,25 @@ class DemoWriter:
                     f"{self.folder} holds an interrupted collection with other settings ({_difference(before, settings)}).\n"
                     "Use those settings to go on with it, or delete the folder to start anew."
                 )
+
+    def __enter__(self) -> DemoWriter:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets others collect for this file. What was added is on disk already."""
+        self._lock.close()
+
+    def _take_lock(self) -> None:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._lock.close()
+            raise DataError(
+                f"{self.folder}: another process is collecting there; wait for it, or choose another file."
+            ) from error
 
     def attempts(self) -> dict[int, bool]:
         """Attempts that are done: number -> whether it succeeded."""
@@ -121,6 +145,7 @@ class DemoWriter:
         with self._writing():
             self._put(self.path, lambda temporary: _assemble(temporary, shards, names, valid, env_args))
             shutil.rmtree(self.folder)
+            self.close()
         with h5py.File(self.path, "r") as file:
             return int(file["data"].attrs["total"])
 

@@ -34,14 +34,22 @@ class Scaler(nn.Module):
         return cls(torch.zeros(dimensions), torch.ones(dimensions))
 
     @classmethod
-    def fit(cls, values: Float[np.ndarray, "n c"], binary: tuple[int, ...] = ()) -> Scaler:
-        """Mean 0 and standard deviation 1 on `values`; the `binary` dimensions instead go from {low, high} to {0, 1}."""
+    def fit(cls, values: Float[np.ndarray, "n c"], binary: tuple[int, ...] = (), shared: bool = False) -> Scaler:
+        """Mean 0 and standard deviation 1 on `values`; the `binary` dimensions instead go from {low, high} to {0, 1}.
+
+        `shared` gives all other dimensions one scale, the root mean square of their standard deviations: for actions in
+        common units, where a dimension that holds little but noise should not weigh as much as one that moves the robot.
+        """
         values = np.asarray(values, dtype=np.float64)
         shift, scale = values.mean(0), values.std(0)
         low, high = values.min(0), values.max(0)
         constant = high - low <= 1e-6 * np.maximum(1.0, np.abs(high))
         scale[constant] = 1.0
         shift[constant] = low[constant]
+        if shared:
+            moving = ~constant
+            moving[list(binary)] = False
+            scale[moving] = np.sqrt(np.mean(np.square(scale[moving]))) if moving.any() else 1.0
         for i in binary:
             shift[i], scale[i] = low[i], high[i] - low[i]
         return cls(torch.from_numpy(shift), torch.from_numpy(scale))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -28,9 +28,11 @@ class Estimator(nn.Module, ABC):
     learning_rates: Mapping[str, float] = {}
     """Learning rates of parameters of its own that do not follow the trainer's: name → rate."""
 
-    def __init__(self, tokenizer: Tokenizer, total_steps: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, config: Any, total_steps: int) -> None:
+        """`config` holds the settings of all estimators (today `DAPSConfig`); each takes what concerns it."""
         super().__init__()
         self.tokenizer = tokenizer
+        self.config = config
         self.total_steps = total_steps
 
     @classmethod

@@ -39,7 +39,7 @@ def daps_weights(r: Float[Tensor, "b k"], log_q: Float[Tensor, "b k"], eta: floa
     return torch.softmax((r.float() - beta * log_q.float()) / (eta + beta), dim=-1)
 
 
-def effective_sample_size(weights: Float[Tensor, "b k"]) -> Float[Tensor, b]:
+def effective_sample_size(weights: Float[Tensor, "b k"]) -> Float[Tensor, " b"]:
     """ESS = 1/Σ_k w_k², between 1 and K."""
     return 1 / weights.square().sum(-1)
 
@@ -152,11 +152,12 @@ class DAPSConfig:
 class DAPS(Estimator):
     """The DAPS step of the module's docstring, after a warm start if there is one."""
 
+    config: DAPSConfig
+
     def __init__(self, tokenizer: Tokenizer, config: DAPSConfig, total_steps: int) -> None:
-        super().__init__(tokenizer, total_steps)
+        super().__init__(tokenizer, config, total_steps)
         if not isinstance(tokenizer.posterior, CodeModel):
             raise ConfigError("DAPS trains a code model q(z|x): leave the tokenizer's quantizer unset")
-        self.config = config
         if config.trust_region == "learned":
             self.log_eta = nn.Parameter(torch.tensor(math.log(config.eta)))
             self.learning_rates = {"log_eta": config.eta_lr}

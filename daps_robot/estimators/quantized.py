@@ -18,7 +18,7 @@ class FSQEstimator(Estimator):
     """Finite scalar quantisation (arXiv 2309.15505): −log p(x | round(f(x))) with a straight-through gradient."""
 
     def __init__(self, tokenizer: Tokenizer, config: Any, total_steps: int) -> None:
-        super().__init__(tokenizer, total_steps)
+        super().__init__(tokenizer, config, total_steps)
         if not isinstance(tokenizer.posterior, FSQPosterior):
             raise ConfigError("the fsq estimator trains an FSQ posterior: set the tokenizer's quantizer")
 

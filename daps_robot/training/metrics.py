@@ -14,7 +14,7 @@ def code_counts(codes: Int[Tensor, "b l"], vocabulary: int) -> Int[Tensor, "l v"
     return torch.bincount(flat.flatten(), minlength=positions * vocabulary).view(positions, vocabulary)
 
 
-def perplexity(counts: Int[Tensor, "l v"]) -> Float[Tensor, l]:
+def perplexity(counts: Int[Tensor, "l v"]) -> Float[Tensor, " l"]:
     """exp of the entropy of each position's code frequencies: the number of codes in effective use."""
     p = counts.double() / counts.sum(-1, keepdim=True).clamp(min=1)
     return torch.exp(-torch.special.xlogy(p, p).sum(-1)).float()
@@ -22,7 +22,7 @@ def perplexity(counts: Int[Tensor, "l v"]) -> Float[Tensor, l]:
 
 def squared_error(
     x: Float[Tensor, "b h a"], y: Float[Tensor, "b h a"], mask: Bool[Tensor, "b h"] | None
-) -> tuple[Float[Tensor, a], Float[Tensor, ""]]:
+) -> tuple[Float[Tensor, " a"], Float[Tensor, ""]]:
     """Sum over unmasked steps of (x − y)² per dimension, and how many steps that are."""
     error = (x - y).double().square()
     if mask is None:

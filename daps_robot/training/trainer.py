@@ -7,6 +7,7 @@ two numbers, so an interrupted run goes on exactly where it was.
 from __future__ import annotations
 
 import math
+import shutil
 import signal
 import sys
 import time
@@ -158,8 +159,10 @@ class Trainer:
         self.config, self.directory = config, directory
         self.description = to_json(description if description is not None else config)
 
-    def fit(self, objective: Objective, data: Batches, resume: bool = False) -> dict[str, float]:
+    def fit(self, objective: Objective, data: Batches, resume: bool = False, overwrite: bool = False) -> dict[str, float]:
         """Train until a limit is met; the metrics of the best validation.
+
+        `resume` goes on with a run that is in the directory (and starts one where there is none); `overwrite` throws it away.
 
         Raises:
             RunDirectoryError: the directory is in use, not writable, or holds a run and `resume` is False.
@@ -167,17 +170,22 @@ class Trainer:
             KeyboardInterrupt: after SIGINT or SIGTERM; the state was saved.
         """
         with owned_directory(self.directory), _stop_signals() as stop:
-            self._claim(resume)
+            self._claim(resume, overwrite)
             return self._fit(objective, data, resume, stop)
 
-    def _claim(self, resume: bool) -> None:
+    def _claim(self, resume: bool, overwrite: bool) -> None:
         path = self.directory / "config.json"
+        if overwrite and not resume:
+            for name in ("config.json", "state.pt", "best.json", "metrics.jsonl"):
+                (self.directory / name).unlink(missing_ok=True)
+            for name in ("model", "tensorboard"):
+                shutil.rmtree(self.directory / name, ignore_errors=True)
         if resume and path.is_file():
             changed = differences(load_json(path), self.description)
             if changed:
                 raise RunDirectoryError(f"{self.directory} was started with other settings ({'; '.join(changed[:5])})")
         elif path.is_file() and not resume:
-            raise RunDirectoryError(f"{self.directory} already holds a run: use --resume, or another --out")
+            raise RunDirectoryError(f"{self.directory} already holds a run: use --resume, --overwrite or another --out")
         try:
             save_json(self.description, path)
         except OSError as error:

@@ -320,6 +320,9 @@ def test_the_writer_keeps_the_first_successes_by_number_whatever_the_order(tmp_p
         writer.add(attempt, episode(attempt))
     writer.add(1, None)
     assert writer.attempts() == {0: True, 1: False, 3: True, 5: True}
+    with pytest.raises(DataError, match="another process"):
+        DemoWriter(tmp_path / "a.hdf5", {})
+    writer.close()
     again = DemoWriter(tmp_path / "a.hdf5", {})
     assert again.attempts() == writer.attempts()
     assert again.finish(2, 0.0, {}) == 24
@@ -345,4 +348,4 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
         writer.add(1, episode(1))
     with pytest.raises(DataError, match="No space left"):
         writer.finish(1, 0.0, {})
-    assert sorted(file.name for file in tmp_path.rglob("*")) == ["0000000.hdf5", "a.hdf5.partial", "settings.json"]
+    assert sorted(file.name for file in tmp_path.rglob("*")) == ["0000000.hdf5", "a.hdf5.partial", "lock", "settings.json"]

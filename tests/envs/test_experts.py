@@ -73,17 +73,18 @@ def test_the_seed_decides_the_noise_and_a_copy_acts_alike(make_env):
 
 
 def test_it_picks_up_again_what_it_dropped(env):
-    """Half-way through an episode another hand opens the gripper for a while and pushes about."""
+    """With the object just in its grasp, another hand opens the gripper for a while and pushes about."""
+    grasped = {"Lift": 28, "PickPlaceCan": 50, "NutAssemblySquare": 45}[env.robosuite_name]
 
     def disturb(observation):
         expert = env.make_expert()
-        for _ in range(45 if env.robosuite_name == "Lift" else 75):
+        for _ in range(grasped):
             observation, *_ = env.step(expert.act(observation))
         for _ in range(12):
             observation, *_ = env.step(np.array([0.1, -0.2, 0.3, 0, 0, 0.2, -1.0]))
         return observation
 
-    assert episode(env, seed=2_000_000_003, before=disturb)[0] is not None
+    assert episode(env, seed=10_000_101, before=disturb)[0] is not None
 
 
 def test_the_hands_yaw_is_zero_at_rest(env):

@@ -1,0 +1,54 @@
+"""From a configuration class and a function to a command line: flags, grouped help, errors for a person."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+import tyro
+
+from daps_robot.errors import DapsRobotError
+
+C = TypeVar("C")
+
+
+def main(config: type[C], run: Callable[[C], object]) -> None:
+    """Parse the command line into `config` and call `run`.
+
+    A `DapsRobotError` is printed without a traceback and exits with status 2, Ctrl-C with 130; `--debug` shows tracebacks.
+    """
+    arguments = [a for a in sys.argv[1:] if a != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1
+    parsed = tyro.cli(
+        config,
+        args=arguments,
+        description=(config.__doc__ or "").split("\n\n")[0] + "\n\n--debug shows the traceback of an error.",
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    keep_freed_memory()
+    try:
+        run(parsed)
+    except DapsRobotError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt as error:
+        if debug:
+            raise
+        print(f"interrupted{f': {error}' if str(error) else ''}", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep freed memory for reuse: training otherwise spends 8 to 15% of its time on page faults.
+
+    Does nothing on another C library.
+    """
+    mmap_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of <malloc.h>
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(mmap_threshold, 1 << 30)
+        mallopt(trim_threshold, (1 << 31) - 1)

@@ -1,0 +1,136 @@
+"""Distil a policy: predict the tokenizer's codes from observations."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from daps_robot.commands.train_action_vae import split
+from daps_robot.config import load_json, save_json
+from daps_robot.data.catalog import dataset_name, fetch
+from daps_robot.data.demos import read_demos
+from daps_robot.data.normalize import Scaler
+from daps_robot.errors import CheckpointError
+from daps_robot.models.blocks import TransformerConfig
+from daps_robot.models.code_model import CodeModelConfig
+from daps_robot.models.frontends import ChunkFrontEndConfig, ObservationFrontEndConfig
+from daps_robot.models.policy import LatentPolicy, PolicyConfig
+from daps_robot.models.tokenizer import Tokenizer
+from daps_robot.training.distill import CodeSource, DistillObjective
+from daps_robot.training.optimizer import OptimizerConfig
+from daps_robot.training.trainer import Trainer, TrainerConfig
+
+
+@dataclass(frozen=True)
+class LatentPolicyConfig:
+    """The policy's networks.
+
+    Attributes:
+        history: observations it sees, n.
+        width: embedding width.
+        layers: encoder and decoder layers, each.
+        heads: attention heads.
+        autoregressive: condition each code on those before it.
+    """
+
+    history: int = 2
+    width: int = 128
+    layers: int = 2
+    heads: int = 4
+    autoregressive: bool = True
+
+
+@dataclass(frozen=True)
+class DistillPolicy:
+    """Distil a policy that predicts the tokenizer's codes from observations.
+
+    Attributes:
+        dataset: a name of the catalogue or a robomimic HDF5 file; by default the one that the tokenizer was trained on.
+        tokenizer: directory of a tokenizer's run; by default the newest (of the data set, if one is named).
+        out: directory of the run; by default `policy` beside the tokenizer's.
+        resume: go on with an interrupted run in that directory.
+        overwrite: throw a run away that is in that directory.
+        codes: learn from codes sampled from q(z|x), or from its most likely ones.
+        obs_keys: observation keys; by default the low-dimensional ones of the file.
+        policy: the networks.
+        trainer: how long and on what.
+    """
+
+    dataset: str | None = None
+    tokenizer: Path | None = None
+    out: Path | None = None
+    resume: bool = False
+    overwrite: bool = False
+    codes: CodeSource = "sampled"
+    obs_keys: tuple[str, ...] = ()
+    policy: LatentPolicyConfig = field(default_factory=LatentPolicyConfig)
+    trainer: TrainerConfig = field(
+        default_factory=lambda: TrainerConfig(
+            max_steps=3000,
+            batch_size=128,
+            optimizer=OptimizerConfig(lr=1e-3, weight_decay=1e-2, warmup_steps=100, decay_fraction=0.5, clip="norm", ema=0.995),
+        )
+    )
+
+
+def run(config: DistillPolicy) -> dict[str, float]:
+    """Distil; the metrics of the best validation. The policy lies in <out>/model."""
+    started = time.perf_counter()
+    name = dataset_name(config.dataset) if config.dataset else None
+    tokenizer_run = config.tokenizer or newest_run("tokenizer", name)
+    tokenizer = Tokenizer.from_pretrained(tokenizer_run / "model")
+    dataset = config.dataset or run_description(tokenizer_run)["dataset"]["path"]
+    demos = read_demos(fetch(dataset), config.obs_keys or None)
+    chunk = tokenizer.config.front_end
+    if not isinstance(chunk, ChunkFrontEndConfig) or demos.demos[0].actions.shape[1] != chunk.channels:
+        raise CheckpointError(
+            f"the tokenizer in {tokenizer_run} encodes actions of {chunk.channels} dimensions, "
+            f"{demos.path} has {demos.demos[0].actions.shape[1]}: train a tokenizer on this data set"
+        )
+    out = config.out or tokenizer_run.parent / "policy"
+    train, valid = split(demos, chunk.horizon, config.policy.history)
+    observations = train.observations.numpy()
+    torch.manual_seed(config.trainer.seed)
+    codes, size = tokenizer.config.codes, config.policy
+    transformer = TransformerConfig(size.width, size.heads, size.layers)
+    networks = PolicyConfig(
+        tokenizer=tokenizer.config,
+        obs_keys=demos.obs_keys,
+        front_end=ObservationFrontEndConfig(size.history, observations.shape[1], transformer=transformer),
+        codes=CodeModelConfig(codes.positions, codes.vocabulary, size.autoregressive, transformer),
+    )
+    policy = LatentPolicy(networks, tokenizer, Scaler.fit(observations))
+    print(f"distilling the tokenizer of {tokenizer_run} on {len(train)} windows of {demos.path}", flush=True)
+    description = {
+        "command": config,
+        "dataset": {"path": str(demos.path), "sha256": demos.sha256},
+        "tokenizer": str(tokenizer_run),
+    }
+    objective = DistillObjective(policy, valid, config.codes)
+    metrics = Trainer(config.trainer, out, description).fit(objective, train, config.resume, config.overwrite)
+    save_json({"seconds": time.perf_counter() - started}, out / "timing.json")
+    accuracy = " ".join(f"{metrics[f'accuracy/{i}']:.2f}" for i in range(codes.positions))
+    print(f"validation: {metrics['nll']:.2f} nats a chunk, accuracy per position {accuracy}; policy in {out}")
+    return metrics
+
+
+def newest_run(kind: str, name: str | None, root: Path = Path("runs")) -> Path:
+    """The newest run of a kind ("tokenizer", "policy") that holds a model, of one data set or of any.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    runs = list(root.glob(f"{name or '*'}/{kind}/model/config.json"))
+    if not runs:
+        script = {"tokenizer": "train_action_vae.py", "policy": "distill_policy.py"}[kind]
+        raise CheckpointError(f"no trained {kind} under {root / (name or '*')}: run scripts/{script} first, or pass --{kind}")
+    return max(runs, key=lambda path: path.stat().st_mtime).parents[1]
+
+
+def run_description(directory: Path) -> dict[str, Any]:
+    """The config.json of a run."""
+    return load_json(directory / "config.json")

@@ -1,0 +1,143 @@
+"""Train a tokenizer of action chunks on demonstrations."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from daps_robot.config import save_json
+from daps_robot.data.catalog import dataset_name, fetch
+from daps_robot.data.chunks import ChunkDataset
+from daps_robot.data.demos import DemoSet, read_demos
+from daps_robot.data.normalize import Scaler, near_binary
+from daps_robot.estimators import ESTIMATORS, DAPSConfig
+from daps_robot.models.blocks import TransformerConfig
+from daps_robot.models.code_model import CodeModelConfig
+from daps_robot.models.decoders import ChunkDecoderConfig
+from daps_robot.models.frontends import ChunkFrontEndConfig
+from daps_robot.models.likelihoods import LikelihoodConfig
+from daps_robot.models.tokenizer import Tokenizer, TokenizerConfig
+from daps_robot.training.optimizer import OptimizerConfig
+from daps_robot.training.tokenizer import TokenizerObjective
+from daps_robot.training.trainer import Trainer, TrainerConfig
+
+
+@dataclass(frozen=True)
+class ChunkTokenizerConfig:
+    """The tokenizer.
+
+    Attributes:
+        horizon: steps of a chunk, h.
+        positions: codes of a chunk, l.
+        vocabulary: values of a code, v; a chunk then carries l·log2(v) bits.
+        width: embedding width of all its networks.
+        layers: encoder and decoder layers of the posterior, each.
+        autoregressive: condition each code on those before it.
+        variance: of the Gaussian likelihood, in normalised units squared (action noise of .1 in units of .25).
+        scaling: one scale for all continuous action dimensions (common units), or one for each.
+        condition_decoder: let the decoder see the observation at which a chunk starts.
+    """
+
+    horizon: int = 16
+    positions: int = 8
+    vocabulary: int = 256
+    width: int = 64
+    layers: int = 2
+    autoregressive: bool = True
+    variance: float = 0.16
+    scaling: Literal["shared", "per-dimension"] = "shared"
+    condition_decoder: bool = False
+
+
+@dataclass(frozen=True)
+class TrainActionVAE:
+    """Train a tokenizer of action chunks on demonstrations.
+
+    Attributes:
+        dataset: a name of the catalogue (generated where it is not there yet) or a robomimic HDF5 file.
+        out: directory of the run; by default runs/<data set>/tokenizer.
+        resume: go on with an interrupted run in that directory.
+        overwrite: throw a run away that is in that directory.
+        obs_keys: observation keys; by default the low-dimensional ones of the file.
+        estimator: how the encoder learns through the codes.
+        tokenizer: the networks.
+        daps: the estimator's settings.
+        trainer: how long and on what.
+    """
+
+    dataset: str = "lift"
+    out: Path | None = None
+    resume: bool = False
+    overwrite: bool = False
+    obs_keys: tuple[str, ...] = ()
+    estimator: str = "daps"
+    tokenizer: ChunkTokenizerConfig = field(default_factory=ChunkTokenizerConfig)
+    daps: DAPSConfig = field(default_factory=DAPSConfig)
+    trainer: TrainerConfig = field(
+        default_factory=lambda: TrainerConfig(
+            max_steps=2500, batch_size=128, optimizer=OptimizerConfig(lr=2e-3, decay_fraction=0.3)
+        )
+    )
+
+
+def run(config: TrainActionVAE) -> dict[str, float]:
+    """Train; the metrics of the best validation. The tokenizer lies in <out>/model."""
+    started = time.perf_counter()
+    estimator_class = ESTIMATORS[config.estimator]
+    demos = read_demos(fetch(config.dataset), config.obs_keys or None)
+    out = config.out or Path("runs") / dataset_name(config.dataset) / "tokenizer"
+    train, valid = split(demos, config.tokenizer.horizon)
+    torch.manual_seed(config.trainer.seed)
+    tokenizer = build_tokenizer(config, train, demos.obs_keys)
+    estimator = estimator_class(tokenizer, config.daps, config.trainer.max_steps)
+    print(
+        f"{config.estimator} on {demos.path}: {len(train)} windows of {len(demos.train)} demonstrations, "
+        f"{len(valid)} of {len(demos.valid)} held out; {tokenizer.bits:.0f} bits a chunk of {config.tokenizer.horizon}",
+        flush=True,
+    )
+    objective = TokenizerObjective(tokenizer, estimator, valid)
+    description = {"command": config, "dataset": {"path": str(demos.path), "sha256": demos.sha256}}
+    metrics = Trainer(config.trainer, out, description).fit(objective, train, config.resume, config.overwrite)
+    save_json({"seconds": time.perf_counter() - started}, out / "timing.json")
+    rmse = " ".join(f"{metrics[f'rmse/{i}']:.3f}" for i in range(train.actions.shape[1]))
+    print(f"reconstruction error per action dimension (RMSE, action units): {rmse}")
+    print(f"codes in effective use: {metrics['perplexity']:.0f} of {config.tokenizer.vocabulary} a position; tokenizer in {out}")
+    return metrics
+
+
+def split(demos: DemoSet, horizon: int, history: int = 1) -> tuple[ChunkDataset, ChunkDataset]:
+    """Windows of the training and of the validation demonstrations."""
+    by_name = {demo.name: demo for demo in demos.demos}
+
+    def windows(names: Sequence[str]) -> ChunkDataset:
+        return ChunkDataset([by_name[name] for name in names], demos.obs_keys, horizon, history, str(demos.path))
+
+    return windows(demos.train), windows(demos.valid)
+
+
+def build_tokenizer(config: TrainActionVAE, train: ChunkDataset, obs_keys: tuple[str, ...]) -> Tokenizer:
+    """An untrained tokenizer whose scalers are fitted to the training windows."""
+    size = config.tokenizer
+    actions, observations = train.actions.numpy(), train.observations.numpy()
+    binary = near_binary(actions)
+    transformer = TransformerConfig(width=size.width, layers=size.layers)
+    channels = actions.shape[1]
+    networks = TokenizerConfig(
+        codes=CodeModelConfig(size.positions, size.vocabulary, size.autoregressive, transformer),
+        front_end=ChunkFrontEndConfig(size.horizon, channels, min(size.positions, size.horizon), transformer),
+        decoder=ChunkDecoderConfig(
+            size.horizon,
+            channels,
+            observations.shape[1] if size.condition_decoder else 0,
+            replace(transformer, layers=2),
+        ),
+        likelihood=LikelihoodConfig("action", size.variance, binary=binary),
+        obs_keys=obs_keys if size.condition_decoder else (),
+    )
+    scaler = Scaler.fit(actions, binary, shared=size.scaling == "shared")
+    return Tokenizer(ESTIMATORS[config.estimator].tokenizer_config(networks), scaler, Scaler.fit(observations))
