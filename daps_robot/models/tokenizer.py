@@ -81,6 +81,24 @@ class Tokenizer(nn.Module):
         self.embedding = nn.Embedding(codes.vocabulary, codes.transformer.width)
         self.decoder = make_decoder(config.decoder, codes.positions, codes.transformer.width, self.likelihood.outputs)
 
+    history = 1
+
+    @property
+    def obs_keys(self) -> tuple[str, ...]:
+        """The observation keys that a conditioned decoder sees, in order."""
+        return self.config.obs_keys
+
+    @property
+    def horizon(self) -> int:
+        """Steps of a chunk, h.
+
+        Raises:
+            ConfigError: this is not a tokenizer of action chunks.
+        """
+        if not isinstance(self.config.front_end, ChunkFrontEndConfig):
+            raise ConfigError("a tokenizer of images has no horizon")
+        return self.config.front_end.horizon
+
     @property
     def bits(self) -> float:
         """Capacity of a code sequence, l·log2(v)."""

@@ -1,0 +1,248 @@
+"""Roll a policy out, measure what its tokenizer alone would reach, and write the report of the whole chain."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from daps_robot.commands.distill_policy import newest_run, run_description
+from daps_robot.commands.train_action_vae import split
+from daps_robot.config import load_json, save_json, to_json
+from daps_robot.data.catalog import dataset_name
+from daps_robot.data.demos import EVAL_SEED_START, DemoSet, read_demos
+from daps_robot.errors import ConfigError
+from daps_robot.models.policy import DecodingConfig, LatentPolicy
+from daps_robot.models.tokenizer import Tokenizer
+from daps_robot.report.page import write_page
+from daps_robot.rollout.ceiling import Reconstructor, tokenizer_ceiling
+from daps_robot.rollout.evaluate import evaluate
+from daps_robot.rollout.latency import plan_latency
+from daps_robot.rollout.replay import replay_demos
+from daps_robot.rollout.results import Evaluation
+from daps_robot.training.tokenizer import evaluate_tokenizer
+from daps_robot.types import JSON
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """How episodes are played.
+
+    Attributes:
+        episodes: of the policy.
+        ceiling_episodes: of the scripted expert through the tokenizer; 0 leaves the ceilings and replays out.
+        execute: steps executed of a chunk before the next plan, e.
+        max_steps: control steps of an episode; success counts if reached at any of them.
+        first_seed: episode i starts from reset(seed = first_seed + i), far from the demonstrations' seeds.
+        slots: episodes under way at a time, the policy's fixed batch size.
+        workers: simulator processes; by default one a core.
+        videos: films of the first successes and failures.
+    """
+
+    episodes: int = 100
+    ceiling_episodes: int = 50
+    execute: int = 8
+    max_steps: int = 400
+    first_seed: int = EVAL_SEED_START
+    slots: int = 20
+    workers: int | None = None
+    videos: int = 2
+
+    def __post_init__(self) -> None:
+        if self.first_seed < EVAL_SEED_START:
+            raise ConfigError(f"--first-seed {self.first_seed} lies among the demonstrations' seeds: from {EVAL_SEED_START} on")
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure a policy's success rate in simulation, with the tokenizer's ceiling beside it, and write a report.
+
+    Attributes:
+        policy: directory of a policy's run; by default the newest (of the data set, if one is named).
+        dataset: a name of the catalogue or a robomimic HDF5 file; by default the one that the policy was trained on.
+        out: where report.json and report.html go; by default the directory above the policy's run.
+        env: Gymnasium id to roll out in; by default the one that the data set names.
+        rollout: how episodes are played.
+        decoding: how the policy chooses codes.
+    """
+
+    policy: Path | None = None
+    dataset: str | None = None
+    out: Path | None = None
+    env: str | None = None
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    decoding: DecodingConfig = field(default_factory=DecodingConfig)
+
+
+class OtherCodes:
+    """A tokenizer that decodes the codes of another, random chunk: what a decoder makes of an action without its code."""
+
+    def __init__(self, tokenizer: Tokenizer, codes: Int[torch.Tensor, "n l"]) -> None:
+        self.tokenizer, self.codes = tokenizer, codes
+        self.obs_keys, self.history, self.horizon = tokenizer.obs_keys, tokenizer.history, tokenizer.horizon
+
+    def reconstruct(
+        self,
+        chunks: Float[np.ndarray, "b h a"],
+        observations: Float[np.ndarray, "b n o"],
+        keys: Int[np.ndarray, " b"],
+    ) -> Float[np.ndarray, "b h a"]:
+        chosen = self.codes[torch.from_numpy(np.asarray(keys) % len(self.codes))]
+        return self.tokenizer.decode(chosen[:, None], torch.from_numpy(observations[:, -1]))[:, 0].numpy()
+
+
+def run(config: Evaluate) -> JSON:
+    """Evaluate; the report, which is also written to <out>/report.json with a page beside it."""
+    started = time.perf_counter()
+    torch.set_num_threads(1)
+    name = dataset_name(config.dataset) if config.dataset else None
+    policy_run = config.policy or newest_run("policy", name)
+    policy = LatentPolicy.from_pretrained(policy_run / "model")
+    policy.config = replace(policy.config, decoding=config.decoding)
+    description = run_description(policy_run)
+    demos = read_demos(Path(config.dataset or description["dataset"]["path"]), policy.obs_keys)
+    out = config.out or policy_run.parent
+    tokenizer = policy.tokenizer
+    train, valid = split(demos, policy.horizon, policy.history)
+    held_out = evaluate_tokenizer(tokenizer, valid, beta_end=1.0)
+    actions = range(policy.action_dim)
+    report: JSON = {
+        "dataset": {"path": str(demos.path), "sha256": demos.sha256, "demonstrations": len(demos.demos)},
+        "bits_per_chunk": tokenizer.bits,
+        "reconstruction_rmse": [held_out[f"rmse/{i}"] for i in actions],
+        "reconstruction_rmse_sample": [held_out[f"rmse_sample/{i}"] for i in actions],
+        "code_perplexity": held_out["perplexity"],
+        "elbo": held_out.get("elbo"),
+        "entropy": held_out.get("entropy"),
+        "policy_parameters": sum(p.numel() for p in policy.parameters()),
+    }
+    others = OtherCodes(tokenizer, tokenizer.encode(train.gather(torch.arange(0, len(train), 7)).actions)[:, 0])
+    report["other_codes_rmse"] = reconstruction_rmse(others, demos, policy.horizon)
+    stages = {"reconstruction": time.perf_counter() - started}
+    env_id = config.env or demos.env_id
+    if env_id is None:
+        print(f"{demos.path} names no environment that is installed here: no rollouts (pass --env to name one)")
+    else:
+        report |= roll_out(config.rollout, env_id, policy, tokenizer, others, demos, out, stages)
+    report["seconds"] = {**stage_seconds(policy_run, description), **stages}
+    report["versions"] = {package: installed(package) for package in ("torch", "mujoco", "robosuite", "daps-robot")}
+    report["configuration"] = {
+        "evaluate": to_json(config),
+        "policy": description,
+        "tokenizer": tokenizer_description(description),
+    }
+    save_json(report, out / "report.json")
+    page = write_page(out, policy, demos)
+    print(f"report: {out / 'report.json'} and {page}")
+    return report
+
+
+def roll_out(
+    config: RolloutConfig,
+    env_id: str,
+    policy: LatentPolicy,
+    tokenizer: Tokenizer,
+    others: Reconstructor,
+    demos: DemoSet,
+    out: Path,
+    stages: dict[str, float],
+) -> JSON:
+    """Everything that needs the simulator; `stages` gets the seconds of each."""
+    clock = time.perf_counter()
+
+    def lap(stage: str) -> None:
+        nonlocal clock
+        now = time.perf_counter()
+        stages[stage], clock = now - clock, now
+
+    common: dict[str, Any] = {
+        "max_steps": config.max_steps,
+        "execute": config.execute,
+        "slots": config.slots,
+        "workers": config.workers,
+    }
+    video = out / "videos" if config.videos else None
+    played = evaluate(
+        env_id,
+        policy,
+        first_seed=config.first_seed,
+        episodes=config.episodes,
+        video=video,
+        videos=config.videos,
+        **common,
+    )
+    lap("rollouts")
+    print(f"success rate {describe(played)}", flush=True)
+    assert played.observations is not None
+    latency = plan_latency(policy, played.observations)
+    lap("latency")
+    report: JSON = {
+        "success_rate": played.success_rate,
+        "successes": played.successes,
+        "episodes": played.episodes,
+        "ci95": list(played.ci95),
+        "policy_latency_ms": {"p50": latency.p50, "p99": latency.p99},
+        "rollouts": played.to_json(),
+    }
+    if config.ceiling_episodes:
+        more = {**common, "episodes": config.ceiling_episodes, "first_seed": config.first_seed}
+        ceiling = tokenizer_ceiling(env_id, tokenizer, **more)
+        print(f"tokenizer ceiling {describe(ceiling)}", flush=True)
+        other = tokenizer_ceiling(env_id, others, **{**more, "max_steps": min(config.max_steps, 100)})
+        print(f"  with the codes of another chunk (100 steps) {describe(other)}", flush=True)
+        lap("ceiling")
+        held_out = [demo for demo in demos.demos if demo.name in set(demos.valid)]
+        tokenized = replay_demos(env_id, held_out, tokenizer=tokenizer, workers=config.workers)
+        plain = replay_demos(env_id, held_out, workers=config.workers)
+        print(f"open-loop replay of held-out demonstrations {describe(tokenized)}, without the tokenizer {describe(plain)}")
+        lap("replay")
+        report |= {
+            "tokenizer_ceiling": ceiling.success_rate,
+            "tokenizer_ceiling_ci95": list(ceiling.ci95),
+            "other_codes_ceiling": other.success_rate,
+            "replay_success": {"tokenized": tokenized.success_rate, "plain": plain.success_rate},
+        }
+    return report
+
+
+def describe(evaluation: Evaluation) -> str:
+    low, high = evaluation.ci95
+    return f"{evaluation.successes}/{evaluation.episodes} (95% interval {low:.1%} to {high:.1%})"
+
+
+def reconstruction_rmse(tokenizer: Reconstructor, demos: DemoSet, horizon: int) -> list[float]:
+    """Per action dimension, in action units, over the whole windows of the validation demonstrations."""
+    errors = []
+    for demo in demos.demos:
+        if demo.name in set(demos.valid):
+            starts = range(len(demo) - horizon + 1)
+            chunks = np.stack([demo.actions[t : t + horizon] for t in starts])
+            observations = demo.flat_obs(tokenizer.obs_keys) if tokenizer.obs_keys else np.zeros((len(demo), 0), np.float32)
+            keys = np.arange(len(starts)) * 7919
+            errors.append(tokenizer.reconstruct(chunks, observations[: len(starts), None], keys) - chunks)
+    return [float(v) for v in np.sqrt(np.mean(np.concatenate(errors) ** 2, axis=(0, 1)))]
+
+
+def stage_seconds(policy_run: Path, description: JSON) -> dict[str, float]:
+    """How long the earlier stages took, one number a stage."""
+    runs = {"tokenizer": Path(description["tokenizer"]), "policy": policy_run}
+    found = {stage: run / "timing.json" for stage, run in runs.items()}
+    return {stage: load_json(path)["seconds"] for stage, path in found.items() if path.is_file()}
+
+
+def tokenizer_description(description: JSON) -> JSON | None:
+    path = Path(description["tokenizer"]) / "config.json"
+    return load_json(path) if path.is_file() else None
+
+
+def installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
