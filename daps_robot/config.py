@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import types
@@ -74,6 +75,10 @@ def _parse_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
                 return _parse(option, value, where)
     if len(options) == 1:
         return _parse(options[0], value, where)
+    for option in options:
+        if not dataclasses.is_dataclass(option):
+            with contextlib.suppress(ConfigError):
+                return _parse(option, value, where)
     names = ", ".join(getattr(option, "__name__", str(option)) for option in options)
     raise ConfigError(f"{where}: expected one of {names}, found {str(value)[:80]}")
 

@@ -28,6 +28,11 @@ class ChunkFrontEndConfig:
     tokens: int = 8
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one input."""
+        return (self.horizon, self.channels)
+
 
 @dataclass(frozen=True)
 class PatchFrontEndConfig:
@@ -51,6 +56,11 @@ class PatchFrontEndConfig:
             raise ConfigError(
                 f"patches of {self.patch_height}×{self.patch_width} do not tile an image of {self.height}×{self.width}"
             )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one input."""
+        return (self.height, self.width, self.channels)
 
 
 @dataclass(frozen=True)

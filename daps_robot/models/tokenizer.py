@@ -191,11 +191,6 @@ class Tokenizer(nn.Module):
         return tokenizer
 
     def _check(self, x: Tensor) -> None:
-        front = self.config.front_end
-        shape = (
-            (front.horizon, front.channels)
-            if isinstance(front, ChunkFrontEndConfig)
-            else (front.height, front.width, front.channels)
-        )
+        shape = self.config.front_end.shape
         if tuple(x.shape[1:]) != shape:
             raise ConfigError(f"this tokenizer encodes inputs of shape {shape}, not {tuple(x.shape[1:])}")

@@ -1,0 +1,276 @@
+"""Speed: a training step, a policy decision, a rollout. Prints figures; compares nothing by itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor
+
+from daps_robot.commands.distill_policy import newest_run
+from daps_robot.data.catalog import locate
+from daps_robot.data.chunks import ChunkDataset
+from daps_robot.data.demos import EVAL_SEED_START, read_demos
+from daps_robot.data.normalize import Scaler
+from daps_robot.estimators import ESTIMATORS
+from daps_robot.models.code_model import CodeModel
+from daps_robot.models.policy import LatentPolicy
+from daps_robot.models.tokenizer import Inputs, Tokenizer
+from daps_robot.presets import Preset, preset
+from daps_robot.rollout.evaluate import evaluate
+from daps_robot.rollout.latency import plan_latency
+from daps_robot.training.optimizer import OptimizerConfig, clip_gradients, make_optimizer
+from daps_robot.training.trainer import batch_index
+from daps_robot.types import JSON, PlanRequest
+
+
+@dataclass(frozen=True)
+class Train:
+    """Time training steps of a preset: steps/s, where a step's time goes, peak memory.
+
+    Attributes:
+        preset: mnist, cifar10, chunk16 or chunk32.
+        batch_size: examples of a step; by default the preset's.
+        estimator: which one to time, without a warm start.
+        steps: timed steps, after 3 that are not counted.
+        threads: torch's threads; by default all cores.
+        device: "cpu" or "cuda".
+        json: print one JSON object as the last line.
+    """
+
+    preset: str = "mnist"
+    batch_size: int = 0
+    estimator: str = "daps"
+    steps: int = 20
+    threads: int = 0
+    device: str = "cpu"
+    json: bool = False
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Time decisions of a trained policy: observation → action chunk, batch 1, one thread, in ms.
+
+    Attributes:
+        policy: directory of a policy's run; by default the newest.
+        decisions: timed decisions.
+        json: print one JSON object as the last line.
+    """
+
+    policy: Path | None = None
+    decisions: int = 1000
+    json: bool = False
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Time rollouts of a trained policy against the bare simulator.
+
+    Attributes:
+        policy: directory of a policy's run; by default the newest.
+        env: Gymnasium id.
+        episodes: episodes played.
+        workers: simulator processes; by default one a core.
+        json: print one JSON object as the last line.
+    """
+
+    policy: Path | None = None
+    env: str = "daps_robot/Lift-v0"
+    episodes: int = 60
+    workers: int | None = None
+    json: bool = False
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Measure speed on this machine.
+
+    Attributes:
+        what: which part to time.
+    """
+
+    what: (
+        Annotated[Train, tyro.conf.subcommand("train")]
+        | Annotated[Policy, tyro.conf.subcommand("policy")]
+        | Annotated[Rollout, tyro.conf.subcommand("rollout")]
+    )
+
+
+def run(config: Benchmark) -> JSON:
+    """Time one part; its figures, printed too."""
+    part = config.what
+    figures = (
+        time_training(part)
+        if isinstance(part, Train)
+        else (time_policy(part) if isinstance(part, Policy) else time_rollout(part))
+    )
+    for name, value in figures.items():
+        print(f"{name:>24}  {value:.4g}" if isinstance(value, float) else f"{name:>24}  {value}")
+    if part.json:
+        print(json.dumps(figures))
+    return figures
+
+
+class Stopwatch:
+    """Milliseconds of named parts of a step, over many steps."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.parts: dict[str, list[float]] = {}
+        self.last = time.perf_counter()
+
+    def lap(self, part: str) -> None:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        self.parts.setdefault(part, []).append(1e3 * (now - self.last))
+        self.last = now
+
+
+def time_training(config: Train) -> JSON:
+    """Steps/s of the very loop body that training runs, on real data where it is present.
+
+    The split comes from a second pass in which the parts of the step are timed one by one.
+    """
+    torch.manual_seed(0)
+    torch.set_num_threads(config.threads or os.cpu_count() or 1)
+    chosen = preset(config.preset)
+    batch_size = config.batch_size or chosen.batch_size
+    data, source = training_data(config.preset, chosen)
+    estimator_class = ESTIMATORS[config.estimator]
+    tokenizer = Tokenizer(estimator_class.tokenizer_config(chosen.tokenizer), Scaler.identity(data.shape[-1]))
+    estimator = estimator_class(tokenizer, chosen.daps, total_steps=1000).to(config.device)
+    settings = OptimizerConfig()
+    optimizer = make_optimizer(settings, estimator, dict(estimator.learning_rates))
+
+    def gather(step: int) -> Inputs:
+        return Inputs(data[batch_index(len(data), batch_size, 0, step)].to(config.device, torch.float32))
+
+    def one_step(step: int) -> None:
+        estimator.loss(gather(step), step).value.backward()
+        clip_gradients(settings, optimizer)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    watch = Stopwatch(config.device)
+    for step in range(3 + config.steps):
+        one_step(step)
+        watch.lap("warm-up" if step < 3 else "step")
+    memory = (
+        torch.cuda.max_memory_allocated() / 1e9
+        if config.device == "cuda"
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    )
+    figures: JSON = {
+        "preset": config.preset,
+        "batch_size": batch_size,
+        "estimator": config.estimator,
+        "data": source,
+        "device": torch.cuda.get_device_name() if config.device == "cuda" else f"cpu, {torch.get_num_threads()} threads",
+        "steps_per_second": 1e3 / statistics.median(watch.parts["step"]),
+        "step_ms": statistics.median(watch.parts["step"]),
+        "peak_memory_gb": memory,
+    }
+    figures |= time_parts(tokenizer, chosen, gather, config)
+    figures["matmul_ms"] = matmul_ms(config.device)
+    return figures
+
+
+def time_parts(tokenizer: Tokenizer, chosen: Preset, gather: Callable[[int], Inputs], config: Train) -> JSON:
+    """Medians of the parts of a DAPS step, each run alone: data, sampling, the encoder's and the decoder's update."""
+    posterior = tokenizer.posterior
+    if not isinstance(posterior, CodeModel):
+        return {}
+    watch = Stopwatch(config.device)
+    for step in range(max(5, config.steps // 3)):
+        watch.lap("between")
+        inputs = gather(step)
+        watch.lap("data_ms")
+        memory = tokenizer.prepare(inputs)
+        positions = tokenizer.config.codes.positions
+        z = tokenizer.draw(memory, torch.rand(len(inputs.x), chosen.daps.k, positions, device=config.device))
+        watch.lap("sampling_ms")
+        posterior.log_prob(memory, z.codes).sum().backward()
+        watch.lap("encoder_ms")
+        tokenizer.log_likelihood(z.codes, inputs).sum().backward()
+        watch.lap("decoder_ms")
+    return {part: statistics.median(times) for part, times in watch.parts.items() if part != "between"}
+
+
+def training_data(name: str, chosen: Preset) -> tuple[Tensor, str]:
+    """Examples of a preset's shape (as they are stored: float32, or uint8 in {0, 1}) and where they come from."""
+    front = chosen.tokenizer.front_end
+    folder = os.environ.get("DAPS_ROBOT_DATA")
+    if name == "mnist":
+        path = Path(folder or "data") / "mnist.npz"
+        if path.is_file():
+            with np.load(path) as arrays:
+                images = arrays["x_train"]
+            return torch.from_numpy((images > 127).astype(np.uint8))[..., None], str(path)
+        return (torch.rand(4096, 28, 28, 1) > 0.8).to(torch.uint8), "random, of MNIST's shape"
+    lift = locate("lift") if name == "chunk16" else None
+    if lift is not None:
+        windows = ChunkDataset(read_demos(lift).demos, ("robot0_eef_pos",), 16)
+        chunks = windows.gather(torch.arange(len(windows))).actions
+        return Scaler.fit(windows.actions.numpy()).normalize(chunks), str(lift)
+    return torch.randn(1024, *front.shape), f"random, of {name}'s shape"
+
+
+def matmul_ms(device: str, size: int = 2048) -> float:
+    """Median time of a float32 matrix product of this size, by which speeds of different machines can be compared."""
+    a, b = torch.randn(size, size, device=device), torch.randn(size, size, device=device)
+    watch = Stopwatch(device)
+    for i in range(12):
+        torch.mm(a, b)
+        watch.lap("warm-up" if i < 2 else "matmul")
+    return statistics.median(watch.parts["matmul"])
+
+
+def time_policy(config: Policy) -> JSON:
+    """Latency of `policy.plan`: normalisation, codes, decoding, actions."""
+    policy = LatentPolicy.from_pretrained((config.policy or newest_run("policy", None)) / "model")
+    rng = np.random.default_rng(0)
+    observations = rng.standard_normal((64, policy.history, policy.config.front_end.channels)).astype(np.float32)
+    latency = plan_latency(policy, observations, n=config.decisions)
+    batch = PlanRequest(np.repeat(observations[:1], 20, axis=0), np.arange(20))
+    watch = Stopwatch("cpu")
+    torch.set_num_threads(1)
+    for _ in range(30):
+        policy.plan(batch)
+        watch.lap("plan")
+    return {
+        "p50_ms": latency.p50,
+        "p99_ms": latency.p99,
+        "batch_of_20_ms": statistics.median(watch.parts["plan"]),
+        "parameters": sum(p.numel() for p in policy.parameters()),
+        "matmul_ms": matmul_ms("cpu"),
+    }
+
+
+def time_rollout(config: Rollout) -> JSON:
+    """What policy and bookkeeping add to the bare simulator's time."""
+    policy = LatentPolicy.from_pretrained((config.policy or newest_run("policy", None)) / "model")
+    played = evaluate(
+        config.env, policy, first_seed=EVAL_SEED_START, episodes=config.episodes, workers=config.workers, progress=False
+    )
+    steps = sum(record.length for record in played.records)
+    return {
+        "episodes": played.episodes,
+        "control_steps": steps,
+        "steps_per_second": steps / played.seconds.total,
+        "simulator_seconds": played.seconds.simulator,
+        "policy_seconds": played.seconds.policy,
+        "total_seconds": played.seconds.total,
+        "overhead": played.seconds.overhead,
+        "success_rate": played.success_rate,
+    }

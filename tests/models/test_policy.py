@@ -1,0 +1,143 @@
+"""LatentPolicy: plans that depend on their own row alone, decoding, files, shapes."""
+
+import numpy as np
+import pytest
+import torch
+from tiny import all_sequences, make_policy, make_tokenizer, tokenizer_config
+
+from daps_robot.data.normalize import Scaler
+from daps_robot.errors import CheckpointError, ConfigError
+from daps_robot.models.code_model import CodeModelConfig
+from daps_robot.models.policy import DecodingConfig, LatentPolicy, PolicyConfig
+from daps_robot.models.tokenizer import Tokenizer
+from daps_robot.types import PlanRequest, Policy
+
+METHODS = [DecodingConfig("greedy"), DecodingConfig("sample"), DecodingConfig("sample", 0.5), DecodingConfig("beam", beam_width=3)]
+all_methods = pytest.mark.parametrize("decoding", METHODS, ids=lambda d: f"{d.method}-{d.temperature}")
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def request(rows=6, start=0):
+    rng = np.random.default_rng(0)
+    return PlanRequest(rng.normal(size=(rows, 2, 5)).astype(np.float32), np.arange(start, start + rows))
+
+
+def test_it_is_a_policy():
+    policy = make_policy()
+    assert isinstance(policy, Policy)
+    assert (policy.obs_keys, policy.history, policy.horizon, policy.action_dim) == (("state",), 2, 8, 3)
+    assert not policy.needs_expert
+    plan = policy.plan(request())
+    assert plan.shape == (6, 8, 3)
+    assert plan.dtype == np.float32
+
+
+@all_methods
+def test_a_plan_depends_on_its_own_row_alone(decoding):
+    policy = make_policy(decoding)
+    asked = request()
+    plans = policy.plan(asked)
+    others = PlanRequest(asked.observations + 3, asked.keys + 100)
+    for row in range(6):
+        alone = policy.plan(PlanRequest(asked.observations[row : row + 1], asked.keys[row : row + 1]))
+        np.testing.assert_allclose(plans[row], alone[0], atol=1e-5)
+        mixed = PlanRequest(others.observations.copy(), others.keys.copy())
+        mixed.observations[row], mixed.keys[row] = asked.observations[row], asked.keys[row]
+        np.testing.assert_allclose(policy.plan(mixed)[row], plans[row], atol=1e-5)
+
+
+def test_sampled_plans_are_keyed_by_their_numbers():
+    policy = make_policy(DecodingConfig("sample"))
+    asked = request()
+    same = PlanRequest(np.repeat(asked.observations[:1], 6, 0), np.array([1, 1, 2, 3, 4, 5]))
+    codes = policy.codes(torch.from_numpy(same.observations), same.keys)
+    assert torch.equal(codes[0], codes[1])
+    assert len({tuple(c) for c in codes.tolist()}) > 2
+    torch.manual_seed(99)  # the global generator has no say
+    assert torch.equal(policy.codes(torch.from_numpy(same.observations), same.keys), codes)
+    with pytest.raises(ConfigError, match="key"):
+        policy.codes(torch.from_numpy(same.observations))
+
+
+def test_a_plan_is_the_tokenizers_reconstruction_of_the_codes():
+    policy = make_policy()
+    asked = request()
+    codes = policy.codes(torch.from_numpy(asked.observations))
+    np.testing.assert_allclose(policy.plan(asked), policy.tokenizer.decode(codes[:, None])[:, 0], atol=1e-6)
+
+
+def test_beam_finds_no_less_than_greedy_and_the_best_at_full_width():
+    policy = make_policy(positions=2, vocabulary=4, horizon=8)
+    observations = torch.from_numpy(request(20).observations)
+    codes = all_sequences(2, 4).expand(20, -1, -1)
+    with torch.no_grad():
+        scores = policy.log_prob(observations, codes).sum(-1)
+    best = codes[0][scores.argmax(1)]
+    found = policy.with_decoding(DecodingConfig("beam", beam_width=16)).codes(observations)
+    assert torch.equal(found, best)
+
+
+def test_observations_are_normalised():
+    policy = make_policy()
+    scaled = LatentPolicy(policy.config, scaler=Scaler(torch.full((5,), 7.0), torch.full((5,), 3.0))).eval()
+    scaled.load_state_dict({k: v for k, v in policy.state_dict().items() if not k.startswith("scaler")}, strict=False)
+    asked = request()
+    moved = PlanRequest(asked.observations * 3 + 7, asked.keys)
+    np.testing.assert_allclose(scaled.plan(moved), policy.plan(asked), atol=1e-4)
+
+
+@all_methods
+def test_a_saved_policy_plans_the_same(decoding, tmp_path):
+    policy = make_policy(decoding)
+    policy.save_pretrained(tmp_path)
+    again = LatentPolicy.from_pretrained(tmp_path)
+    assert again.config == policy.config
+    assert not again.training
+    assert np.array_equal(again.plan(request()), policy.plan(request()))
+
+
+def test_another_decoding_leaves_the_policy_as_it_was():
+    policy = make_policy()
+    other = policy.with_decoding(DecodingConfig("beam"))
+    assert other.config.decoding.method == "beam"
+    assert policy.config.decoding.method == "greedy"
+    assert other.code_model.head.weight is policy.code_model.head.weight
+
+
+def test_the_tokenizer_does_not_learn():
+    policy = make_policy()
+    assert not any(p.requires_grad for p in policy.tokenizer.parameters())
+    policy.log_prob(torch.randn(3, 2, 5), torch.randint(16, (3, 2, 4))).sum().backward()
+    assert all(p.grad is not None for name, p in policy.named_parameters() if not name.startswith("tokenizer"))
+
+
+def test_a_tokenizer_directory_is_no_policy(tmp_path):
+    make_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="not a policy"):
+        LatentPolicy.from_pretrained(tmp_path)
+    make_policy().save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="not a tokenizer"):
+        Tokenizer.from_pretrained(tmp_path)
+
+
+def test_other_codes_than_the_tokenizers_are_refused():
+    with pytest.raises(ConfigError, match="codes"):
+        PolicyConfig(tokenizer_config(), ("state",), codes=CodeModelConfig(4, 17))
+
+
+def test_other_observations_than_a_conditioned_decoder_reads_are_refused():
+    """The decoder would read the policy's observations as if they were those it was trained on."""
+    tokenizer = tokenizer_config(observation=5, obs_keys=("position", "velocity"))
+    PolicyConfig(tokenizer, ("position", "velocity"), codes=tokenizer.codes)
+    with pytest.raises(ConfigError, match="obs"):
+        PolicyConfig(tokenizer, ("velocity", "position"), codes=tokenizer.codes)
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 0.0}, {"beam_width": 0}])
+def test_impossible_decoding_is_refused(settings):
+    with pytest.raises(ConfigError):
+        DecodingConfig(**settings)
