@@ -70,9 +70,9 @@ class DistillPolicy:
     policy: LatentPolicyConfig = field(default_factory=LatentPolicyConfig)
     trainer: TrainerConfig = field(
         default_factory=lambda: TrainerConfig(
-            max_steps=3000,
+            max_steps=1000,
             batch_size=128,
-            optimizer=OptimizerConfig(lr=1e-3, weight_decay=1e-2, warmup_steps=100, decay_fraction=0.5, clip="norm", ema=0.995),
+            optimizer=OptimizerConfig(lr=2e-3, weight_decay=1e-2, warmup_steps=50, decay_fraction=0.5, clip="norm", ema=0.995),
         )
     )
 

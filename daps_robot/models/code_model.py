@@ -107,6 +107,26 @@ class CodeTrunk(nn.Module):
         return self.norm(x)
 
 
+class EmbeddingHead(nn.Module):
+    """Logits as inner products with given code vectors: codes that mean similar things start, and move, together.
+
+    With v separate rows a classifier learns about every code alone, which takes data that demonstrations do not have.
+    """
+
+    vectors: Tensor
+
+    def __init__(self, width: int, vectors: Float[Tensor, "v e"]) -> None:
+        super().__init__()
+        centred = vectors.detach() - vectors.detach().mean(0)
+        self.register_buffer("vectors", centred / centred.square().sum(1).mean().sqrt().clamp(min=1e-6))
+        self.query = nn.Linear(width, vectors.shape[1])
+        self.bias = nn.Parameter(torch.zeros(len(vectors)))
+        self.scale = nn.Parameter(torch.tensor(3.0))
+
+    def forward(self, hidden: Float[Tensor, "*b d"]) -> Float[Tensor, "*b v"]:
+        return (self.query(hidden) * self.scale) @ self.vectors.T + self.bias
+
+
 class CodeModel(nn.Module):
     """p(z | memory) over sequences of l codes with values 0..v-1. Draw from it with `daps_robot.models.sampling`."""
 
@@ -114,7 +134,7 @@ class CodeModel(nn.Module):
         super().__init__()
         self.config = config
         self.trunk = CodeTrunk(config)
-        self.head = nn.Linear(config.transformer.width, config.vocabulary)
+        self.head: nn.Module = nn.Linear(config.transformer.width, config.vocabulary)
 
     def prepare(self, memory: Float[Tensor, "b m d"]) -> Memory:
         """See `CodeTrunk.prepare`: done once for an input, whatever is then drawn or scored."""

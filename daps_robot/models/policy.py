@@ -5,7 +5,7 @@ o ──scaler──► observation front end ──memory──► π(z|o) ─�
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from daps_robot.data.normalize import Scaler
 from daps_robot.errors import ConfigError
-from daps_robot.models.code_model import CodeModel, CodeModelConfig, Memory
+from daps_robot.models.code_model import CodeModel, CodeModelConfig, EmbeddingHead, Memory
 from daps_robot.models.frontends import ChunkFrontEndConfig, ObservationFrontEnd, ObservationFrontEndConfig
 from daps_robot.models.pretrained import load_pretrained, restore, save_pretrained
-from daps_robot.models.sampling import beam, greedy, sample
+from daps_robot.models.sampling import beam, expected_embedding, greedy, sample
 from daps_robot.models.tokenizer import Tokenizer, TokenizerConfig
 from daps_robot.types import PlanRequest
 
@@ -29,12 +29,13 @@ class DecodingConfig:
     """How a policy chooses codes.
 
     Attributes:
-        method: "greedy", "sample" or "beam".
+        method: "expected" decodes the expected embedding along the most likely codes (see
+            `sampling.expected_embedding`); "greedy" decodes those codes; "sample" draws codes; "beam" searches.
         temperature: of "sample".
         beam_width: of "beam".
     """
 
-    method: Literal["greedy", "sample", "beam"] = "greedy"
+    method: Literal["expected", "greedy", "sample", "beam"] = "expected"
     temperature: float = 1.0
     beam_width: int = 4
 
@@ -55,6 +56,7 @@ class PolicyConfig:
         codes: the code model π(z|o).
         obs_keys: observation keys, in the order in which they are laid side by side.
         decoding: how codes are chosen.
+        embedding_head: predict codes by the tokenizer's embeddings of them (see `EmbeddingHead`).
     """
 
     tokenizer: TokenizerConfig
@@ -62,6 +64,7 @@ class PolicyConfig:
     front_end: ObservationFrontEndConfig = field(default_factory=ObservationFrontEndConfig)
     codes: CodeModelConfig = field(default_factory=CodeModelConfig)
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
+    embedding_head: bool = True
 
     def __post_init__(self) -> None:
         own, theirs = self.codes, self.tokenizer.codes
@@ -86,6 +89,9 @@ class LatentPolicy(nn.Module):
         self.front_end = ObservationFrontEnd(config.front_end)
         self.code_model = CodeModel(config.codes)
         self.tokenizer = (tokenizer or Tokenizer(config.tokenizer)).requires_grad_(False)
+        if config.embedding_head:
+            vectors = self.tokenizer.embedding.weight
+            self.code_model.head = EmbeddingHead(config.codes.transformer.width, vectors)
         self.obs_keys = config.obs_keys
         self.history = config.front_end.history
         chunk = config.tokenizer.front_end
@@ -102,9 +108,12 @@ class LatentPolicy(nn.Module):
 
     @torch.no_grad()
     def codes(self, observations: Float[Tensor, "b n o"], keys: Int[np.ndarray, " b"] | None = None) -> Int[Tensor, "b l"]:
-        """One code sequence per observation, by the configured decoding; `keys` key the noise of sampling."""
+        """One code sequence per observation, by the configured decoding (the most likely one under "expected").
+
+        `keys` key the noise of sampling, row by row.
+        """
         memory, decoding = self.prepare(observations), self.config.decoding
-        if decoding.method == "greedy":
+        if decoding.method in ("expected", "greedy"):
             return greedy(self.code_model, memory).codes[:, 0]
         if decoding.method == "beam":
             return beam(self.code_model, memory, decoding.beam_width)[0][:, 0]
@@ -115,16 +124,20 @@ class LatentPolicy(nn.Module):
         return sample(self.code_model, memory, uniforms, decoding.temperature).codes[:, 0]
 
     @torch.no_grad()
+    def chunks(self, observations: Float[Tensor, "b n o"], keys: Int[np.ndarray, " b"] | None = None) -> Float[Tensor, "b h a"]:
+        """One action chunk per observation, both in the environment's units."""
+        table = self.tokenizer.embedding
+        if self.config.decoding.method == "expected":
+            embedded = expected_embedding(self.code_model, self.prepare(observations), table.weight)
+        else:
+            embedded = table(self.codes(observations, keys))
+        return self.tokenizer.decode_embedded(embedded[:, None], observations[:, -1])[:, 0]
+
+    @torch.no_grad()
     def plan(self, request: PlanRequest) -> Float[np.ndarray, "b h a"]:
         """Action chunks in the environment's units; see `daps_robot.types.Policy`."""
         observations = torch.from_numpy(request.observations).to(self.scaler.shift.device)
-        codes = self.codes(observations, request.keys)
-        return self.tokenizer.decode(codes[:, None], observations[:, -1])[:, 0].cpu().numpy()
-
-    def with_decoding(self, decoding: DecodingConfig) -> LatentPolicy:
-        """The same policy (shared weights) under another decoding."""
-        self.config = replace(self.config, decoding=decoding)
-        return self
+        return self.chunks(observations, request.keys).cpu().numpy()
 
     def save_pretrained(self, directory: Path) -> None:
         """Write everything that acting needs, the tokenizer included."""

@@ -81,6 +81,23 @@ def greedy(model: CodeModel, memory: Memory) -> CodeSample:
 
 
 @torch.no_grad()
+def expected_embedding(model: CodeModel, memory: Memory, embedding: Float[Tensor, "v d"]) -> Float[Tensor, "b l d"]:
+    """Σ_z p(z_i = z | z_<i) e_z at each position i, along the most likely prefix z_<i.
+
+    Decoded, it comes near the mean of the chunks that the model finds likely, for the price of one: what differs between
+    them at random averages out, while the prefix keeps them to one plan.
+    """
+    codes = torch.empty(len(memory[0][0]), 1, model.config.positions, dtype=torch.long, device=embedding.device)
+    steps = _Steps(model, memory, 1)
+    expected = []
+    for i in range(model.config.positions):
+        logits = steps.logits(codes, i)
+        codes[..., i] = logits.argmax(-1)
+        expected.append(torch.softmax(logits[:, 0], dim=-1) @ embedding)
+    return torch.stack(expected, dim=1)
+
+
+@torch.no_grad()
 def beam(model: CodeModel, memory: Memory, width: int) -> tuple[Int[Tensor, "b w l"], Float[Tensor, "b w"]]:
     """The `width` most likely sequences that beam search finds, best first, with their log-probabilities in nats.
 

@@ -155,9 +155,16 @@ class Tokenizer(nn.Module):
     @torch.no_grad()
     def decode(self, codes: Int[Tensor, "b k l"], observation: Float[Tensor, "b o"] | None = None) -> Float[Tensor, "b k *x"]:
         """Reconstructions in the data's units; every sequence of codes decodes."""
+        return self.decode_embedded(self.embedding(codes), observation)
+
+    @torch.no_grad()
+    def decode_embedded(
+        self, embedded: Float[Tensor, "b k l d"], observation: Float[Tensor, "b o"] | None = None
+    ) -> Float[Tensor, "b k *x"]:
+        """As `decode`, from code embeddings or mixtures of them."""
         if observation is not None and self.obs_scaler is not None:
             observation = self.obs_scaler.normalize(observation)
-        params = self.decoder_params(self.embedding(codes), Inputs(codes, None, observation))
+        params = self.decoder_params(embedded, Inputs(embedded, None, observation))
         return self.scaler.denormalize(self.likelihood.mean(params))
 
     def reconstruct(

@@ -13,7 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 from daps_robot.report.measure import ChunkTrace, CodeUsage
-from daps_robot.report.style import HEAT, HEIGHT, WIDTH, Palette, dress, legend, panel
+from daps_robot.report.style import HEAT, HEIGHT, SMALL, WIDTH, Palette, dress, legend, panel
+
+ROUND = [1, 2, 2.5, 5, 10]
+"""Distances of ticks, times powers of ten."""
 
 Series = Float[np.ndarray, "2 n"]
 
@@ -39,18 +42,22 @@ def curve(
     *,
     valid: Series | None = None,
     train: Series | None = None,
+    names: tuple[str, str] = ("validation", "training"),
     phases: Phases | None = None,
     line: tuple[float, str] | None = None,
+    limits: tuple[float | None, float | None] = (None, None),
     log: bool = False,
 ) -> Figure:
-    """A metric over the training steps: the training batches in grey, validation (or the only one there is) in the accent.
+    """A metric over the training steps, on validation in the accent and on the training batches in grey (or either alone).
 
     Args:
         palette: colours.
         y: the metric's unit.
         valid, train: steps and values; empty or None where there are none.
+        names: of the two, where they are something else.
         phases: shades the warm start.
         line: a height worth comparing with, and its name.
+        limits: of the heights; None fits them to the curve.
         log: logarithmic heights.
     """
     figure, ax = panel(palette, "training step", y)
@@ -60,23 +67,26 @@ def curve(
         _shade(ax, palette, phases)
     both = len(shown) == 2
     if train is not None and train.size:
-        _line(ax, train, palette.muted if both else palette.accent, "training", thin=both)
+        _line(ax, train, palette.muted if both else palette.accent, names[1], thin=both)
     if valid is not None and valid.size:
-        _line(ax, valid, palette.accent, "validation")
+        _line(ax, valid, palette.accent, names[0])
     if log:
         ax.set_yscale("log")
         _plain_log_ticks(ax, np.concatenate([series[1] for series in shown]))
     else:
-        ax.yaxis.set_major_locator(MaxNLocator(5))
+        ax.yaxis.set_major_locator(MaxNLocator(5, steps=ROUND))
+        ax.ticklabel_format(axis="y", useOffset=False)
     if line is not None:
         ax.axhline(line[0], color=palette.ink, linewidth=0.8, linestyle=(0, (4, 3)))
         ax.annotate(
-            line[1], (1, line[0]), (0, 3), xycoords=("axes fraction", "data"), textcoords="offset points", ha="right",
-            color=palette.ink, fontsize=8,
+            line[1], (0, line[0]), (4, 3), xycoords=("axes fraction", "data"), textcoords="offset points", color=palette.ink,
+            fontsize=SMALL,
         )  # fmt: skip
-        ax.margins(y=0.12)
+    ax.set_ylim(*limits)
+    if phases and phases.end:
+        _headroom(ax)
     ax.set_xlim(0, last * 1.01)
-    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=ROUND))
     if both:
         legend(ax, palette)
     return figure
@@ -89,7 +99,15 @@ def _line(ax: Axes, series: Series, colour: str, label: str, thin: bool = False)
     ax.plot(*series, color=colour, linewidth=1.1 if thin else 1.7, marker=marker, markersize=3.2, label=label)
     if not thin and finite.any():
         x, y = series[:, finite][:, -1]
-        ax.annotate(f"{y:.3g}", (x, y), (4, 0), textcoords="offset points", color=colour, va="center", fontsize=8)
+        ax.annotate(
+            f"{y:.3g}".replace("-", "−"), (x, y), (4, 0), textcoords="offset points", color=colour, va="center", fontsize=SMALL
+        )
+
+
+def _headroom(ax: Axes) -> None:
+    """Place above the curves, for the name of the shaded phase."""
+    low, high = ax.get_ylim()
+    ax.set_ylim(low, high * (high / low) ** 0.12 if ax.get_yscale() == "log" else high + 0.12 * (high - low))
 
 
 def _shade(ax: Axes, palette: Palette, phases: Phases) -> None:
@@ -98,13 +116,14 @@ def _shade(ax: Axes, palette: Palette, phases: Phases) -> None:
         ax.axvline(phases.teach, color=palette.muted, linewidth=0.7, linestyle=(0, (1, 2)))
     ax.annotate(
         "warm start",
-        (0, 1),
-        (4, -3),
-        xycoords="axes fraction",
+        (phases.end / 2, 1),
+        (0, -3),
+        xycoords=("data", "axes fraction"),
         textcoords="offset points",
+        ha="center",
         va="top",
         color=palette.muted,
-        fontsize=8,
+        fontsize=SMALL,
     )
 
 
@@ -128,7 +147,7 @@ def positions(palette: Palette, series: Sequence[Series], y: str) -> Figure:
     _label_ends(ax, palette, ends, float(series[0][0, -1]))
     ax.set_xlim(0, series[0][0, -1] * 1.01)
     ax.set_ylim(0, None)
-    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=ROUND))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f}%"))
     return figure
 
@@ -136,11 +155,11 @@ def positions(palette: Palette, series: Sequence[Series], y: str) -> Figure:
 def _label_ends(ax: Axes, palette: Palette, ends: Sequence[tuple[float, int]], x: float) -> None:
     """The number of each curve beside its end, moved apart where two would overlap."""
     low, high = ax.get_ylim()
-    gap = (high - min(low, 0)) * 0.062
+    gap = (high - min(low, 0)) * 0.085
     height = -np.inf
     for value, number in sorted(ends):
         height = max(value, height + gap)
-        ax.annotate(str(number), (x, height), (6, 0), textcoords="offset points", va="center", color=palette.ink, fontsize=8)
+        ax.annotate(str(number), (x, height), (6, 0), textcoords="offset points", va="center", color=palette.ink, fontsize=SMALL)
 
 
 def chunk(palette: Palette, trace: ChunkTrace, dimension: int, name: str) -> Figure:
@@ -177,14 +196,14 @@ def _chunk_lines(ax: Axes, palette: Palette, trace: ChunkTrace, dimension: int) 
                 np.arange(a, b), values[a:b, dimension], color=colour, linewidth=1.3, linestyle=style, label=None if i else name
             )
     ax.set_xlim(-1, steps)
-    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    ax.yaxis.set_major_locator(MaxNLocator(4))
+    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=ROUND))
+    ax.yaxis.set_major_locator(MaxNLocator(4, steps=ROUND))
 
 
 def usage(palette: Palette, used: CodeUsage) -> Figure:
     """Codes of every position, most frequent first; the darker, the more often."""
     l, v = used.counts.shape
-    figure, ax = panel(palette, "codes, most frequent first", "position", size=(2 * WIDTH + 0.4, HEIGHT))
+    figure, ax = panel(palette, "codes, most frequent first", "position", size=(WIDTH, HEIGHT))
     share = np.sort(used.counts, axis=1)[:, ::-1] / max(used.windows, 1)
     pixels = np.zeros((l, v, 4))
     pixels[..., :3] = HEAT
@@ -192,30 +211,22 @@ def usage(palette: Palette, used: CodeUsage) -> Figure:
     ax.imshow(pixels, aspect="auto", interpolation="nearest", extent=(0.5, v + 0.5, l + 0.5, 0.5))
     ax.grid(False)
     ax.set_yticks(range(1, l + 1))
-    ax.xaxis.set_major_locator(MaxNLocator(9, integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=ROUND))
     for i, row in enumerate(used.counts):
         last = int((row > 0).sum())
         ax.plot([last + 0.5] * 2, [i + 0.6, i + 1.4], color=palette.accent, linewidth=1.6)
     return figure
 
 
-def per_position(
-    palette: Palette, values: Float[np.ndarray, " l"], y: str, *, top: float | None = None, line: tuple[float, str] | None = None
-) -> Figure:
-    """A bar for each code position."""
+def per_position(palette: Palette, values: Float[np.ndarray, " l"], y: str, top: float | None = None) -> Figure:
+    """A bar for each code position; those of a share, up to `top` = 1, are labelled in percent."""
     figure, ax = panel(palette, "position in the code sequence", y)
     numbers = np.arange(1, len(values) + 1)
     ax.bar(numbers, values, color=palette.accent, width=0.62)
     for x, value in zip(numbers, values, strict=True):
         text = f"{value:.0%}" if top == 1 else f"{value:.0f}"
-        ax.annotate(text, (x, value), (0, 2), textcoords="offset points", ha="center", color=palette.ink, fontsize=8)
-    if line is not None:
-        ax.axhline(line[0], color=palette.ink, linewidth=0.8, linestyle=(0, (4, 3)))
-        ax.annotate(
-            line[1], (1, line[0]), (0, 3), xycoords=("axes fraction", "data"), textcoords="offset points", ha="right",
-            color=palette.ink, fontsize=8,
-        )  # fmt: skip
-    ax.set_ylim(0, top if top is not None else 1.15 * max([*values, line[0] if line else 0]))
+        ax.annotate(text, (x, value), (0, 2), textcoords="offset points", ha="center", color=palette.ink, fontsize=SMALL)
+    ax.set_ylim(0, top or 1.15 * float(max(values)))
     ax.set_xticks(numbers)
     if top == 1:
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f}%"))
@@ -226,62 +237,58 @@ def errors(
     palette: Palette, names: Sequence[str], bars: Sequence[tuple[str, Sequence[float]]], deviation: Sequence[float] | None
 ) -> Figure:
     """Reconstruction error of each action dimension, one group of bars each, with the actions' own spread across them."""
-    figure, ax = panel(palette, "", "RMSE, action units", size=(2 * WIDTH + 0.4, 2.9))
+    size = (WIDTH, 0.95 + 0.42 * len(names))
+    figure, ax = panel(palette, "root mean square error, action units", "", size, left=0.8, top=0.46)
     centres = np.arange(len(names))
-    width = 0.72 / max(len(bars), 1)
-    looks: list[dict[str, object]] = [
-        {"color": palette.accent},
-        {"color": palette.accent, "alpha": 0.45},
-        {"color": palette.muted, "alpha": 0.55},
-    ]
-    for i, (label, values) in enumerate(bars):
-        ax.bar(centres + (i - (len(bars) - 1) / 2) * width, values, width * 0.9, label=label, **looks[i % 3])  # type: ignore[arg-type]
+    height = 0.76 / max(len(bars), 1)
+    looks = [(palette.accent, 1.0), (palette.accent, 0.45), (palette.muted, 0.5)]
+    for i, ((label, values), (colour, alpha)) in enumerate(zip(bars, looks, strict=False)):
+        place = centres + (i - (len(bars) - 1) / 2) * height
+        ax.barh(place, values, height * 0.88, label=label, color=colour, alpha=alpha)
     if deviation is not None:
-        ax.hlines(deviation, centres - 0.42, centres + 0.42, color=palette.ink, linewidth=1.4, label="standard deviation")
-    ax.set_xticks(centres, list(names))
-    ax.tick_params(axis="x", labelcolor=palette.ink, length=0)
-    legend(ax, palette)
+        ax.vlines(deviation, centres - 0.44, centres + 0.44, color=palette.ink, linewidth=1.4, label="standard deviation")
+    _rows(ax, palette, names)
+    legend(ax, palette, columns=2)
     return figure
+
+
+def _rows(ax: Axes, palette: Palette, names: Sequence[str]) -> None:
+    """Names down the left side of a plot of horizontal bars, the first on top."""
+    ax.set_yticks(np.arange(len(names)), list(names))
+    ax.tick_params(axis="y", labelcolor=palette.ink, length=0)
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    ax.grid(False)
+    ax.grid(True, axis="x", color=palette.faint, linewidth=0.5)
 
 
 def lengths(palette: Palette, won: Sequence[int], lost: Sequence[int], max_steps: int | None) -> Figure:
     """How long the episodes took; failures hatched."""
-    figure, ax = panel(palette, "steps until success, or until the episode was given up", "episodes", (2 * WIDTH + 0.4, HEIGHT))
+    figure, ax = panel(palette, "steps until success, or until given up", "episodes")
     top = max([*won, *lost, max_steps or 1])
-    edges = np.linspace(0, top, 41)
-    _, _, bars = ax.hist(
-        [list(won), list(lost)], bins=list(edges), stacked=True, label=[f"success ({len(won)})", f"failure ({len(lost)})"]
-    )
-    for container, failed in zip(bars, (False, True), strict=True):  # type: ignore[arg-type]
-        for patch in container:  # type: ignore[attr-defined]
-            patch.set(
-                facecolor="none" if failed else palette.accent,
-                edgecolor=palette.ink if failed else "none",
-                hatch="////" if failed else None,
-                linewidth=0.8 if failed and patch.get_height() else 0,
-            )
-    ax.set_xlim(0, top * 1.005)
-    ax.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-    if won or lost:
-        legend(ax, palette)
+    edges = np.linspace(0, top, 31)
+    below = np.histogram(won, edges)[0]
+    above = np.histogram(lost, edges)[0]
+    width = float(edges[1])
+    ax.bar(edges[:-1], below, width, align="edge", color=palette.accent, label=f"success ({len(won)})")
+    shown = np.flatnonzero(above)  # without the outlines of empty bars
+    ax.bar(
+        edges[shown], above[shown], width, below[shown], align="edge", facecolor="none", edgecolor=palette.ink,
+        hatch="/////", linewidth=0.8, label=f"failure ({len(lost)})",
+    )  # fmt: skip
+    ax.set_xlim(0, top * 1.01)
+    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=ROUND))
+    ax.yaxis.set_major_locator(MaxNLocator(5, integer=True, steps=ROUND))
+    legend(ax, palette)
     return figure
 
 
 def stages(palette: Palette, seconds: Sequence[tuple[str, float]]) -> Figure:
     """Seconds of each stage, in the order in which they ran."""
-    size = (2 * WIDTH + 0.4, 0.85 + 0.27 * len(seconds))
-    figure, ax = panel(palette, "seconds", "", size=size)
-    ax.set_position((0.115, 0.46 / size[1], 0.82, 1 - 0.56 / size[1]))
-    rows = np.arange(len(seconds))
-    ax.barh(rows, [value for _, value in seconds], height=0.6, color=palette.accent)
-    for row, (_, value) in zip(rows, seconds, strict=True):
-        ax.annotate(
-            f"{value:.1f}" if value < 100 else f"{value:.0f}", (value, row), (4, 0), textcoords="offset points", va="center",
-            color=palette.ink, fontsize=8,
-        )  # fmt: skip
-    ax.set_yticks(rows, [name for name, _ in seconds])
-    ax.tick_params(axis="y", labelcolor=palette.ink, length=0)
-    ax.invert_yaxis()
-    ax.grid(False)
-    ax.grid(True, axis="x", color=palette.faint, linewidth=0.5)
+    figure, ax = panel(palette, "seconds", "", (WIDTH, 0.6 + 0.25 * len(seconds)), left=1.0, top=0.06)
+    ax.barh(np.arange(len(seconds)), [value for _, value in seconds], height=0.6, color=palette.accent)
+    for row, (_, value) in enumerate(seconds):
+        text = f"{value:.1f}" if value < 100 else f"{value:.0f}"
+        ax.annotate(text, (value, row), (4, 0), textcoords="offset points", va="center", color=palette.ink, fontsize=SMALL)
+    _rows(ax, palette, [name for name, _ in seconds])
+    ax.xaxis.set_major_locator(MaxNLocator(5, steps=ROUND))
     return figure

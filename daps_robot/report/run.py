@@ -37,7 +37,7 @@ class Metrics:
 
     def numbered(self, split: str, name: str) -> list[Float[np.ndarray, "2 n"]]:
         """The series name/0, name/1, …"""
-        found = []
+        found: list[Float[np.ndarray, "2 n"]] = []
         while (series := self.series(split, f"{name}/{len(found)}")).size:
             found.append(series)
         return found
@@ -106,9 +106,11 @@ def read_run(out: Path) -> Run:
 
 
 def policy_directory(run: Run) -> Path:
-    """The policy's run: as the report names it, else beside the report."""
-    named = run.get("configuration.evaluate.policy")
-    return Path(named) if named and Path(named).is_dir() else run.out / "policy"
+    """The policy's run: as the report names it, else beside the report, else beside the tokenizer's run."""
+    named, tokenizer = run.get("configuration.evaluate.policy"), run.get("configuration.policy.tokenizer")
+    beside = run.out / "policy"
+    candidates = [*([Path(named)] if named else []), beside, *([Path(tokenizer).parent / "policy"] if tokenizer else [])]
+    return next((path for path in candidates if path.is_dir()), beside)
 
 
 def _metrics(named: Any, beside: Path) -> Metrics:

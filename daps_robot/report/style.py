@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -33,24 +34,22 @@ HEAT = (0x3B / 255, 0x8E / 255, 0xE0 / 255)
 """The accent of images, whose pixels know no theme: more or less of it over whatever is behind."""
 
 WIDTH, HEIGHT = 4.4, 2.5
-FONT = {
-    "font.family": "sans-serif",
-    "font.size": 9.0,
-    "axes.labelsize": 8.5,
-    "xtick.labelsize": 8.5,
-    "ytick.labelsize": 8.5,
-    "legend.fontsize": 8.5,
-    "axes.unicode_minus": True,
+SIZE, SMALL = 9.5, 9.0
+"""Of axis and of note texts, in points."""
+
+SAVING: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "daps_robot",
     "svg.image_inline": True,
 }
 
 
-def panel(palette: Palette, x: str, y: str, size: tuple[float, float] = (WIDTH, HEIGHT)) -> tuple[Figure, Axes]:
-    """A figure with one plot, its frame and margins as everywhere; `x` and `y` say what is plotted, in which unit."""
+def panel(
+    palette: Palette, x: str, y: str, size: tuple[float, float] = (WIDTH, HEIGHT), left: float = 0.54, top: float = 0.3
+) -> tuple[Figure, Axes]:
+    """A figure with one plot, its frame as everywhere; `x` and `y` say what is plotted, in which unit. Sizes are in inches."""
     figure = Figure(figsize=size)
-    left, right, bottom, top = 0.52, 0.34, 0.44, 0.3  # inches, so that the plots of a row line up whatever their size
+    right, bottom = 0.48, 0.46  # in inches, so that the plots of a row line up whatever their size
     box = (left / size[0], bottom / size[1], 1 - (left + right) / size[0], 1 - (bottom + top) / size[1])
     ax = figure.add_axes(box)
     dress(ax, palette, x, y)
@@ -63,11 +62,11 @@ def dress(ax: Axes, palette: Palette, x: str, y: str) -> None:
         ax.spines[side].set_visible(False)
     for side in ("left", "bottom"):
         ax.spines[side].set_color(palette.faint)
-    ax.tick_params(color=palette.faint, labelcolor=palette.muted, length=3, pad=3, which="both")
+    ax.tick_params(color=palette.faint, labelcolor=palette.muted, labelsize=SIZE, length=3, pad=3, which="both")
     ax.grid(True, axis="y", color=palette.faint, linewidth=0.5)
     ax.set_axisbelow(True)
-    ax.set_xlabel(x, color=palette.muted, labelpad=3)
-    ax.annotate(y, (0, 1), (-26, 7), xycoords="axes fraction", textcoords="offset points", color=palette.muted, fontsize=8.5)
+    ax.set_xlabel(x, color=palette.muted, labelpad=3, fontsize=SIZE)
+    ax.annotate(y, (0, 1), (-26, 7), xycoords="axes fraction", textcoords="offset points", color=palette.muted, fontsize=SIZE)
 
 
 def legend(ax: Axes, palette: Palette, columns: int = 4) -> None:
@@ -77,6 +76,7 @@ def legend(ax: Axes, palette: Palette, columns: int = 4) -> None:
         bbox_to_anchor=(1.03, 0.985),
         ncols=columns,
         frameon=False,
+        fontsize=SIZE,
         labelcolor=palette.ink,
         borderaxespad=0,
         handlelength=1.3,
@@ -88,24 +88,30 @@ def legend(ax: Axes, palette: Palette, columns: int = 4) -> None:
 def to_svg(figure: Figure, name: str, label: str) -> str:
     """A figure in the `PAGE` palette as an <svg> element: named colours, ids of its own, nothing outside itself."""
     buffer = io.StringIO()
-    with mpl.rc_context(FONT):
+    with mpl.rc_context(SAVING):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.DOTALL)
     text = re.sub(r' (xmlns(:\w+)?|version)="[^"]*"', "", text)
     text = re.sub(r'^<svg [^>]*?viewBox="([^"]*)"[^>]*>', rf'<svg viewBox="\1" role="img" aria-label="{escape(label)}">', text)
+    text = re.sub(r" font-family: [^;]*;", "", text)  # the page's own
     text = text.replace("xlink:href", "href")
     text = re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{name}-", text)
-    text = re.sub(r"(\d\.\d\d)\d+", r"\1", text)  # hundredths of a point are plenty
+    text = re.sub(r'(?<= d=")[^"]*', _hundredths, text)
     for field in PAGE.__dataclass_fields__:
         text = text.replace(getattr(PAGE, field), f"var(--{field})")
     return re.sub(r"\s*\n\s*", "\n", text).strip()
 
 
+def _hundredths(path: re.Match[str]) -> str:
+    """A path's coordinates to hundredths of a point, which halves the page."""
+    return re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", path[0])
+
+
 def to_png(figure: Figure, path: Path) -> Path:
     """A figure in the `LIGHT` palette as a picture file."""
-    with mpl.rc_context(FONT):
+    with mpl.rc_context(SAVING):
         figure.savefig(path, format="png", dpi=160, facecolor="white", metadata={"Software": None})
     return path
 
@@ -136,6 +142,9 @@ p{margin:.4em 0 1em;max-width:74ch}
 .lead{font-size:1.1rem}
 .muted,figcaption,.how{color:var(--muted)}
 .grid{display:grid;gap:28px 32px;grid-template-columns:repeat(auto-fill,minmax(min(100%,330px),1fr));margin-top:1.4em}
+.beside{display:flex;flex-wrap:wrap;gap:12px 48px;margin-top:1.4em}
+.beside figure{flex:0 1 356px}
+.beside .rest{flex:1 1 300px;min-width:0;max-width:600px}
 .small{grid-template-columns:repeat(auto-fill,minmax(min(100%,250px),1fr));gap:14px 24px}
 .facts{grid-template-columns:repeat(auto-fill,minmax(min(100%,260px),1fr));gap:16px}
 .fact{background:var(--card);border-radius:10px;padding:16px 18px}
@@ -148,9 +157,11 @@ figure svg,figure video{display:block;width:100%;height:auto}
 figure h3{margin:0 0 .3em;font-size:.95rem}
 figure video{border-radius:8px;background:#000;margin-bottom:8px}
 figcaption{font-size:.875rem;line-height:1.45;margin-top:.35em}
-svg text{font-family:inherit!important}
 .missing{border-left:3px solid var(--faint);padding:.1em 0 .1em 14px;color:var(--muted)}
-.rates{display:grid;grid-template-columns:minmax(9em,auto) 1fr auto;gap:10px 18px;align-items:center;margin:1.8em 0 2.2em}
+.rates{display:grid;grid-template-columns:auto 1fr auto;grid-auto-flow:row dense;gap:10px 18px;
+ align-items:center;margin:1.8em 0 2.2em}
+.rates .track,.rates .scale{grid-column:2}
+.rates .value{grid-column:3}
 .rates .track{position:relative;height:22px;background:linear-gradient(var(--faint),var(--faint)) center/100% 1px no-repeat}
 .rates .ci{position:absolute;top:8px;height:6px;border-radius:3px;background:var(--muted);opacity:.45}
 .rates .dot{position:absolute;top:5px;width:12px;height:12px;margin-left:-6px;border-radius:50%;background:var(--muted);
@@ -161,6 +172,8 @@ svg text{font-family:inherit!important}
 .key{display:flex;flex-wrap:wrap;gap:4px 22px;font-size:.875rem;color:var(--muted);margin:.8em 0}
 .key svg{width:30px;height:10px;vertical-align:middle;margin-right:7px}
 table{border-collapse:collapse;font-size:.9rem;margin:.6em 0 1.4em;display:block;overflow-x:auto}
+th:first-child{white-space:nowrap}
+td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
 td,th{text-align:left;padding:5px 22px 5px 0;border-bottom:1px solid var(--faint);font-weight:400;vertical-align:top}
 th{color:var(--muted)}
 code,pre{font:.85em/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;overflow-wrap:anywhere}
@@ -175,7 +188,7 @@ a{color:var(--accent)}
   main,header,footer{padding-left:16px;padding-right:16px}
   .rates{grid-template-columns:1fr auto;gap:2px 12px}
   .rates .track,.rates .scale{grid-column:1/-1;margin-bottom:10px}
-  .rates .scale+span,.rates .blank{display:none}
+  .rates .value{grid-column:2}
   dl{grid-template-columns:1fr;gap:2px}dd{margin-bottom:10px}
 }
 @media print{details{display:block}.fact{border:1px solid var(--faint)}}

@@ -47,7 +47,7 @@ class DistillObjective(Objective):
         """Over the whole validation split, against the tokenizer's most likely codes.
 
         `nll`: nats per chunk. `accuracy/i`: share of windows whose code i is the most likely one given the true codes before
-        it. `rmse/i`: of the chunk that the policy decodes greedily, in action units. `chunk_error`: mean of the squared errors
+        it. `rmse/i`: of the policy's chunk, by its configured decoding, in action units. `chunk_error`: mean of the squared errors
         over dimensions, each divided by the dimension's variance.
         """
         policy = self.policy
@@ -60,9 +60,8 @@ class DistillObjective(Objective):
             log_prob = torch.log_softmax(logits, -1).gather(-1, codes[..., None])[..., 0]
             nll -= float(log_prob.double().sum())
             hits = hits + (logits.argmax(-1) == codes).double().sum((0, 1)).cpu()
-            chosen = policy.codes(batch.observations, keys=index.numpy())
-            decoded = policy.tokenizer.decode(chosen[:, None], batch.observations[:, -1])[:, 0]
-            squares, n = squared_error(batch.actions, decoded, batch.mask)
+            chunks = policy.chunks(batch.observations, keys=index.numpy())
+            squares, n = squared_error(batch.actions, chunks, batch.mask)
             error, steps = error + squares.cpu(), steps + float(n)
         scale = policy.tokenizer.scaler.scale.double().cpu()
         return {

@@ -12,7 +12,12 @@ from daps_robot.models.policy import DecodingConfig, LatentPolicy, PolicyConfig
 from daps_robot.models.tokenizer import Tokenizer
 from daps_robot.types import PlanRequest, Policy
 
-METHODS = [DecodingConfig("greedy"), DecodingConfig("sample"), DecodingConfig("sample", 0.5), DecodingConfig("beam", beam_width=3)]
+METHODS = [
+    DecodingConfig("greedy"),
+    DecodingConfig("sample"),
+    DecodingConfig("sample", 0.5),
+    DecodingConfig("beam", beam_width=3),
+]
 all_methods = pytest.mark.parametrize("decoding", METHODS, ids=lambda d: f"{d.method}-{d.temperature}")
 
 

@@ -1,0 +1,177 @@
+"""The top of the page: the success rate, what bounds it, and the other numbers, each with how it was measured."""
+
+from __future__ import annotations
+
+from html import escape
+
+import numpy as np
+
+from daps_robot.data.demos import DemoSet
+from daps_robot.models.policy import LatentPolicy
+from daps_robot.report.html import fact, grid, missing, number, paragraph, percent, whole
+from daps_robot.report.run import Run
+
+NO_ROLLOUTS = "Not measured: the evaluation found no simulator for this data set, or was run without rollouts."
+NO_CEILING = "Not measured: the evaluation was run without an expert's episodes (--rollout.ceiling-episodes 0), or could not."
+
+
+def task_name(run: Run, demos: DemoSet) -> str:
+    """ "Lift" for daps_robot/Lift-v0, or the name of the data set's file."""
+    env = run.get("rollouts.env_id")
+    return str(env).rpartition("/")[2].rpartition("-v")[0] or str(env) if env else demos.path.stem
+
+
+def title(run: Run, name: str) -> str:
+    """The one sentence that the page is about."""
+    if run.get("success_rate") is None:
+        return f"{escape(name)}: how well the codes keep the actions"
+    return f"{escape(name)}: {number(run, 'successes', whole)} of {number(run, 'episodes', whole)} unseen starts solved"
+
+
+def lead(run: Run) -> str:
+    """What was measured, in plain words."""
+    if run.get("success_rate") is None:
+        return missing("No episodes were played, so there is no success rate on this page. " + NO_ROLLOUTS)
+    settings = "rollouts.settings"
+    return paragraph(
+        f"Success rate {number(run, 'success_rate', percent)}; with 95% confidence the true rate lies between "
+        f"{number(run, 'ci95.0', percent)} and {number(run, 'ci95.1', percent)} (Wilson interval). Every episode starts from "
+        f"a state "
+        f"that no demonstration started from, ends after {number(run, f'{settings}.max_steps', whole)} steps at the latest, and "
+        "counts as solved if the task was done at any step. At each decision the policy reads the last observations, predicts "
+        f"a short sequence of codes, has them decoded into {number(run, f'{settings}.horizon', whole)} actions, and executes "
+        f"{number(run, f'{settings}.execute', whole)} of them.",
+        "lead",
+    )
+
+
+def rates(run: Run) -> str:
+    """All success rates on one scale, with intervals where there are any."""
+    rows = [
+        ("policy", "success_rate", "ci95", "main"),
+        ("expert through the codes (ceiling)", "tokenizer_ceiling", "tokenizer_ceiling_ci95", ""),
+        ("expert through wrong codes", "other_codes_ceiling", "other_codes_ceiling_ci95", ""),
+        ("replay, through the codes", "replay_success.tokenized", "", ""),
+        ("replay, as recorded", "replay_success.plain", "", ""),
+    ]
+    lines = []
+    for name, key, interval, kind in rows:
+        if (rate := run.get(key)) is None:
+            continue
+        low, high = run.get(f"{interval}.0"), run.get(f"{interval}.1")
+        band = f'<i class="ci" style="left:{100 * low:.2f}%;width:{100 * (high - low):.2f}%"></i>' if low is not None else ""
+        dot = f'<i class="dot" style="left:{100 * rate:.2f}%"></i>'
+        value = f'<span class="value">{number(run, key, percent)}</span>'
+        lines.append(f'<span>{name}</span>{value}<div class="track {kind}">{band}{dot}</div>')
+    if not lines:
+        return ""
+    scale = '<div class="scale"><span>0%</span><span>success rate</span><span>100%</span></div>'
+    return f'<div class="rates">{"".join(lines)}{scale}</div>' + paragraph(
+        "Dots are success rates, bars their 95% intervals. The ceiling is what a perfect policy could reach with these codes: "
+        "what is "
+        "missing above it, the codes lose; what is missing between it and the policy, the policy loses.",
+        "muted",
+    )
+
+
+def facts(run: Run, policy: LatentPolicy) -> str:
+    """The numbers, each with how it was measured."""
+    return grid([*_code_facts(run, policy), *_running_facts(run, policy)], "facts")
+
+
+def _code_facts(run: Run, policy: LatentPolicy) -> list[str]:
+    codes = policy.tokenizer.config.codes
+    ceiling, other = run.get("tokenizer_ceiling"), run.get("other_codes_ceiling")
+    right, wrong = run.get("reconstruction_rmse"), run.get("other_codes_rmse")
+    gain = f"{100 * (ceiling - other):.0f} <small>points of success</small>" if None not in (ceiling, other) else ""
+    rmse = f"{_mean(right):.3f} <small>against {_mean(wrong):.3f}</small>" if right and wrong else ""
+    rebuilt = f"; rebuilt actions are off by {_mean(right):.3f} against {_mean(wrong):.3f} (RMSE)" if right and wrong else ""
+    return [
+        fact(
+            "Tokenizer ceiling",
+            number(run, "tokenizer_ceiling", percent) if ceiling is not None else "",
+            "The scripted expert drives, but each chunk of actions that it plans is turned into codes and back before it is "
+            f"executed. 95% interval {number(run, 'tokenizer_ceiling_ci95.0', percent)} to "
+            f"{number(run, 'tokenizer_ceiling_ci95.1', percent)}.",
+            NO_CEILING,
+        ),
+        fact(
+            "Code gain",
+            gain or rmse,
+            (
+                f"Ceiling {number(run, 'tokenizer_ceiling', percent)} with the right codes, "
+                f"{number(run, 'other_codes_ceiling', percent)} with those of another, random chunk (in shorter "
+                f"episodes){rebuilt}. "
+                if gain
+                else "Error (RMSE) of actions rebuilt from their own codes, against those of another, random chunk. "
+            )
+            + "Near nothing would mean that the decoder does without its codes.",
+            NO_CEILING,
+        ),
+        *_replay_facts(run),
+        fact(
+            "Bits per chunk",
+            f"{number(run, 'bits_per_chunk')} <small>bits</small>" if run.get("bits_per_chunk") is not None else "",
+            f"Capacity of {codes.positions} codes, each one of {codes.vocabulary}, for {policy.horizon} actions of "
+            f"{policy.action_dim} numbers.",
+            "The report does not say.",
+        ),
+        fact(
+            "Codes in use (perplexity)",
+            f"{number(run, 'code_perplexity')} <small>of {codes.vocabulary}</small>"
+            if run.get("code_perplexity") is not None
+            else "",
+            "So many equally frequent codes would be as varied as those in use; at each position over the held-out chunks, then "
+            "averaged. Near 1, the codes say nothing.",
+            "The report does not say.",
+        ),
+    ]
+
+
+def _replay_facts(run: Run) -> list[str]:
+    tokenized, plain = run.get("replay_success.tokenized"), run.get("replay_success.plain")
+    recorded = f"<small>against {number(run, 'replay_success.plain', percent)}</small>"
+    return [
+        fact(
+            "Open-loop replay",
+            f"{number(run, 'replay_success.tokenized', percent)} {recorded}" if None not in (tokenized, plain) else "",
+            "Held-out demonstrations played again from their own start states without looking: through the codes, against as "
+            "recorded. Small errors add up here as they do not when a policy looks again.",
+            NO_CEILING,
+        )
+    ]
+
+
+def _running_facts(run: Run, policy: LatentPolicy) -> list[str]:
+    p50, overhead, clipped = (
+        run.get(k) for k in ("policy_latency_ms.p50", "rollouts.overhead", "rollouts.clipped_action_values")
+    )
+    executed = sum(record["length"] for record in run.get("rollouts.records", [])) * policy.action_dim
+    share = f"{clipped / executed:.2%} of the {executed:,} values sent" if clipped is not None and executed else ""
+    latency = f"{number(run, 'policy_latency_ms.p50')} ms <small>p99 {number(run, 'policy_latency_ms.p99')} ms</small>"
+    return [
+        fact(
+            "Time of a decision",
+            latency if p50 is not None else "",
+            "Observations in, a chunk of actions out, for one robot on one core: the median, and the time that 99 of 100 "
+            "decisions stay under (p99).",
+            NO_ROLLOUTS,
+        ),
+        fact(
+            "Overhead",
+            number(run, "rollouts.overhead", percent) if overhead is not None else "",
+            "Time that policy and bookkeeping add to the bare simulator's during the rollouts. Good: little beside the "
+            "simulator.",
+            NO_ROLLOUTS,
+        ),
+        fact(
+            "Clipped actions",
+            number(run, "rollouts.clipped_action_values", whole) if clipped is not None else "",
+            f"Action values that lay outside the robot's range and were cut off: {share}. Should be none, or next to none.",
+            NO_ROLLOUTS,
+        ),
+    ]
+
+
+def _mean(values: list[float]) -> float:
+    return float(np.mean(values))

@@ -1,0 +1,254 @@
+"""The page as a browser and a reader find it."""
+
+import re
+import shutil
+from dataclasses import replace
+from html.parser import HTMLParser
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+from small_run import SmallRun
+
+from daps_robot.errors import RunDirectoryError
+from daps_robot.report import sections
+from daps_robot.report.page import main, save_figures, write_page
+
+HEADLINE = [
+    "success_rate",
+    "successes",
+    "episodes",
+    "ci95.0",
+    "ci95.1",
+    "tokenizer_ceiling",
+    "tokenizer_ceiling_ci95.0",
+    "other_codes_ceiling",
+    "replay_success.tokenized",
+    "replay_success.plain",
+    "bits_per_chunk",
+    "code_perplexity",
+    "policy_latency_ms.p50",
+    "policy_latency_ms.p99",
+    "rollouts.overhead",
+    "rollouts.clipped_action_values",
+    "reconstruction_rmse.0",
+    "reconstruction_rmse_sample.1",
+    "other_codes_rmse.2",
+    "seconds.tokenizer",
+]
+
+
+class Page(HTMLParser):
+    """What is on a page: its elements, its words, the numbers that it takes from the report, its notices."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.numbers: list[tuple[str, float, str]] = []
+        self.notices: list[str] = []
+        self.words: list[str] = []
+        self._into: list[Any] = []
+        self.feed(text)
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = {name: value or "" for name, value in attrs}
+        self.tags.append((tag, given))
+        self._into = [tag, given]
+        if given.get("class") == "missing":
+            self.notices.append("")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+
+    def handle_data(self, data: str) -> None:
+        tag, given = self._into or ("", {})
+        if tag == "style":
+            return
+        self.words.append(data)
+        if tag == "data" and data.strip():
+            self.numbers.append((given["data-key"], float(given["value"]), data))
+        if given.get("class") == "missing":
+            self.notices[-1] += data
+        self._into = []
+
+    def attributes(self, *names: str) -> list[str]:
+        return [given[name] for _, given in self.tags for name in names if name in given]
+
+
+def page_of(small: SmallRun) -> Page:
+    small.save()
+    return Page(write_page(small.out, small.policy, small.demos).read_text(encoding="utf-8"))
+
+
+def looked_up(report: Any, key: str) -> Any:
+    for part in key.split("."):
+        report = report[int(part)] if isinstance(report, list) else report[part]
+    return report
+
+
+def test_needs_nothing_but_itself(small: SmallRun) -> None:
+    path = write_page(small.out, small.policy, small.demos)
+    text = path.read_text(encoding="utf-8")
+    page = Page(text)
+    assert path == small.out / "report.html"
+    assert not re.search(r"(https?:)?//\w+\.", text)
+    assert {tag for tag, _ in page.tags}.isdisjoint({"script", "iframe", "object", "embed", "base"})
+    for target in page.attributes("src", "href", "xlink:href", "poster", "data", "srcset"):
+        assert target.startswith(("data:", "#"))
+    assert "@import" not in text
+    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", text))
+    assert not list(small.out.glob("*.tmp"))
+
+
+def test_references_inside_the_page_are_kept_and_unambiguous(small: SmallRun) -> None:
+    path = write_page(small.out, small.policy, small.demos)
+    text = path.read_text(encoding="utf-8")
+    page = Page(text)
+    ids = page.attributes("id")
+    assert len(ids) == len(set(ids))
+    inside = [target[1:] for target in page.attributes("href") if target.startswith("#")] + re.findall(r"url\(#([^)]*)\)", text)
+    assert inside and set(inside) <= set(ids)
+
+
+def test_numbers_are_those_of_the_report(small: SmallRun) -> None:
+    page = page_of(small)
+    for key, value, _ in page.numbers:
+        assert value == looked_up(small.report, key), key
+    shown = {key: text for key, _, text in page.numbers}
+    assert set(HEADLINE) <= set(shown)
+    assert shown["success_rate"] == "87.5%"
+    assert shown["ci95.0"] == "52.9%"
+    assert shown["tokenizer_ceiling"] == "98%"
+    assert shown["policy_latency_ms.p99"] == "7.9"
+    assert shown["other_codes_rmse.2"] == "1.130"
+    assert "7 of 8 unseen starts solved" in page.text
+    assert "92 points of success" in page.text  # 98% with the right codes, 6% with others
+
+
+def test_a_complete_run_misses_nothing(small: SmallRun) -> None:
+    page = page_of(small)
+    assert page.notices == []
+    films = [given["src"] for tag, given in page.tags if tag == "video"]
+    assert len(films) == 2 and all(film.startswith("data:video/mp4;base64,") for film in films)
+    assert page.text.count("Good:") >= 15
+    assert "episode 3 start seed 1000000003, 40 steps" in page.text
+
+
+def test_large_videos_are_linked_relatively(small: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sections, "MAX_VIDEO_BYTES", 20)
+    films = [given["src"] for tag, given in page_of(small).tags if tag == "video"]
+    assert len(films) == 2
+    assert all((small.out / unquote(film)).is_file() for film in films)
+
+
+ROLLOUT_KEYS = [
+    "success_rate",
+    "successes",
+    "episodes",
+    "ci95",
+    "policy_latency_ms",
+    "rollouts",
+    "tokenizer_ceiling",
+    "tokenizer_ceiling_ci95",
+    "other_codes_ceiling",
+    "replay_success",
+]
+
+
+def without_rollouts(small: SmallRun) -> None:
+    for key in ROLLOUT_KEYS:
+        del small.report[key]
+
+
+def without_ceilings(small: SmallRun) -> None:
+    for key in ROLLOUT_KEYS[6:]:
+        del small.report[key]
+
+
+def without_everything(small: SmallRun) -> None:
+    small.report.clear()
+    for name in ("tokenizer", "policy", "videos"):
+        shutil.rmtree(small.out / name)
+
+
+def quantiser(small: SmallRun) -> None:
+    """Its metrics know no samples, and it has no β."""
+    (small.out / "tokenizer" / "metrics.jsonl").write_text(
+        '{"step": 5, "split": "train", "reconstruction": 3.0}\n{"step": 5, "split": "valid", "reconstruction": 3.1}\n{"st'
+    )
+
+
+def no_validation(small: SmallRun) -> None:
+    small.demos = replace(small.demos, valid=())
+
+
+@pytest.mark.parametrize(
+    ("break_it", "notices"),
+    [
+        (without_rollouts, ["there is no success rate on this page", "No videos", "No episodes were played"]),
+        (without_ceilings, ["without an expert's episodes"]),
+        (without_everything, ["the tokenizer's metrics are not", "the policy's metrics are not", "no times", "no versions", "no configuration"]),
+        (quantiser, ["Effective sample size (ESS), Distinct samples, Temperature η"]),
+        (no_validation, ["no validation demonstrations to show", "no validation demonstrations to encode"]),
+        (lambda small: (small.out / "videos" / "episode_000_success.mp4").unlink(), ["not in", "episode_000_success.mp4"]),
+        (lambda small: small.report["rollouts"].update(videos=[], video_note="no videos: no EGL"), ["No videos: no EGL."]),
+        (lambda small: small.report["dataset"].update(sha256="0"), ["has changed since the report"]),
+        (lambda small: small.report.pop("other_codes_rmse"), ["Not in the report: codes of another chunk"]),
+        (lambda small: (small.out / "policy" / "metrics.jsonl").unlink(), ["the policy's metrics are not at"]),
+    ],
+)  # fmt: skip
+def test_what_is_missing_is_announced(small: SmallRun, break_it: Any, notices: list[str]) -> None:
+    break_it(small)
+    page = page_of(small)
+    announced = " ".join(page.notices)
+    for notice in notices:
+        assert notice in announced
+
+
+def test_names_are_escaped(small: SmallRun) -> None:
+    evil = "<script>alert('x')</script><img src=x>\"&amp;"
+    small.demos = replace(
+        small.demos, demos=tuple(replace(demo, name=demo.name + evil) for demo in small.demos.demos), valid=("demo_4" + evil,)
+    )
+    small.report["rollouts"] |= {
+        "env_id": f"a/{evil}-v0",
+        "video_note": evil,
+        "videos": [f"episode_001_{evil.replace('/', '')}.mp4"],
+    }
+    small.report["dataset"]["path"] = small.report["versions"][evil] = small.report["configuration"]["evaluate"]["x"] = evil
+    small.report["seconds"][evil] = 1.0
+    page = page_of(small)
+    assert {"script", "img"}.isdisjoint(tag for tag, _ in page.tags)
+    assert page.text.count(evil) >= 5
+    assert any(evil in label for label in page.attributes("aria-label"))
+
+
+def test_a_moved_run_finds_its_metrics(small: SmallRun) -> None:
+    small.report["configuration"]["policy"]["tokenizer"] = "no/longer/there"
+    small.report["configuration"]["evaluate"]["policy"] = None
+    assert page_of(small).notices == []
+
+
+def test_no_report(small: SmallRun) -> None:
+    (small.out / "report.json").unlink()
+    with pytest.raises(RunDirectoryError, match=r"report\.json does not exist.*evaluate\.py"):
+        write_page(small.out, small.policy, small.demos)
+
+
+def test_command_line_writes_the_same_page_again(small: SmallRun, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(small.out), "--figures", str(small.out / "figures")]) == 0
+    first = (small.out / "report.html").read_bytes()
+    assert (small.out / "figures" / "chunks.png").is_file()
+    assert main([str(small.out)]) == 0
+    assert (small.out / "report.html").read_bytes() == first
+    capsys.readouterr()
+    assert main([str(small.out / "nothing")]) == 2
+    assert "report.json does not exist" in capsys.readouterr().err
+
+
+def test_figures_for_a_readme(small: SmallRun) -> None:
+    saved = save_figures(small.out, small.policy, small.demos, small.out / "figures")
+    names = {path.stem for path in saved}
+    assert names == {"chunks", "code_usage", "reconstruction", "perplexity", "policy_nll", "errors", "episode_lengths"}
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in saved)

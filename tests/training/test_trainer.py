@@ -1,0 +1,351 @@
+"""The core trainer on a toy: the same twice, interrupted and resumed the same, refusals, limits."""
+
+import json
+import math
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from toy_objective import ToyData, ToyObjective, config, train
+
+from daps_robot.checkpoints import load_state, load_tensors, save_state
+from daps_robot.errors import CheckpointError, ConfigError, DapsRobotError, RunDirectoryError
+from daps_robot.training.logger import read_rows
+from daps_robot.training.optimizer import OptimizerConfig
+from daps_robot.training.trainer import TrainerConfig, batch_index, step_seed
+
+TIMES = {"seconds", "steps_per_second", "train_seconds"}
+
+
+def rows_of(directory):
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in read_rows(directory / "metrics.jsonl")]
+
+
+def assert_same_run(one, other):
+    """Bit for bit: the saved model, the training state, the metrics (times apart)."""
+    models = [load_tensors(d / "model" / "model.safetensors") for d in (one, other)]
+    states = [load_state(d / "state.pt") for d in (one, other)]
+    for a, b in (models, [s["model"] for s in states]):
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[name], b[name]) for name in a)
+    assert all(torch.equal(a, b) for a, b in zip(states[0]["average"], states[1]["average"], strict=True))
+    best = [json.loads((d / "best.json").read_text()) for d in (one, other)]
+    assert {k: v for k, v in best[0].items() if k not in TIMES} == {k: v for k, v in best[1].items() if k not in TIMES}
+    assert rows_of(one) == rows_of(other)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run."""
+    directory = tmp_path_factory.mktemp("whole")
+    train(directory)
+    return directory
+
+
+def test_what_a_run_leaves(whole):
+    names = {path.name for path in whole.iterdir()}
+    assert {"config.json", "metrics.jsonl", "state.pt", "best.json", "model"} <= names
+    assert not any(name.endswith(".tmp") for name in names)
+    rows = rows_of(whole)
+    assert [row["step"] for row in rows if row["split"] == "train"] == [5, 10, 15, 20]
+    assert [row["step"] for row in rows if row["split"] == "valid"] == [6, 12, 18, 20]
+
+
+def test_training_twice_is_the_same(whole, tmp_path):
+    train(tmp_path / "again")
+    assert_same_run(whole, tmp_path / "again")
+
+
+def test_another_seed_is_another_run(whole, tmp_path):
+    train(tmp_path, seed=1)
+    assert rows_of(tmp_path)[0] != rows_of(whole)[0]
+
+
+def test_what_ran_before_does_not_matter(whole, tmp_path):
+    objective = ToyObjective()
+    torch.manual_seed(99)
+    torch.rand(1234)
+    train(tmp_path, objective)
+    assert_same_run(whole, tmp_path)
+
+
+@pytest.mark.parametrize("step", [0, 4, 5, 7, 11, 18])
+def test_stopped_and_resumed_is_the_same(whole, tmp_path, step):
+    """A signal during a step, on and off the steps that are logged and validated."""
+    with pytest.raises(KeyboardInterrupt, match=f"step {step + 1}"):
+        train(tmp_path, ToyObjective({step: "stop"}))
+    objective, _ = train(tmp_path, ToyObjective(seed=7), resume=True)
+    assert objective.steps_seen == list(range(step + 1, 20))
+    assert_same_run(whole, tmp_path)
+
+
+def test_stopped_many_times_is_the_same(whole, tmp_path):
+    for step in (1, 2, 8, 13):
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, ToyObjective({step: "stop"}), resume=True)
+    train(tmp_path, resume=True)
+    assert_same_run(whole, tmp_path)
+
+
+@pytest.mark.parametrize("step", [3, 8, 17])
+def test_killed_and_resumed_is_the_same(whole, tmp_path, step):
+    """Without warning: the run goes on from the last checkpoint, or from the start where there is none."""
+    with pytest.raises(RuntimeError, match="machine"):
+        train(tmp_path, ToyObjective({step: "crash"}))
+    objective, _ = train(tmp_path, ToyObjective(seed=7) if step >= 6 else ToyObjective(), resume=True)
+    assert objective.steps_seen[0] == step // 6 * 6
+    assert_same_run(whole, tmp_path)
+
+
+def test_a_real_signal_from_outside(whole, tmp_path):
+    code = (
+        "import sys, time; from toy_objective import ToyObjective, train\n"
+        "class Slow(ToyObjective):\n"
+        "    def forward(self, batch, step):\n"
+        "        print(step, flush=True); time.sleep(0.05 if step < 7 else 0.5)\n"
+        "        return super().forward(batch, step)\n"
+        "objective = Slow()\n"
+        "train(sys.argv[1], objective)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parent,
+    )
+    for line in process.stdout:
+        if line.strip() == "7":
+            process.send_signal(signal.SIGTERM)
+            break
+    _, errors = process.communicate(timeout=60)
+    assert "KeyboardInterrupt: stopped at step 8" in errors
+    train(tmp_path, ToyObjective(seed=7), resume=True)
+    assert_same_run(whole, tmp_path)
+
+
+def test_a_finished_run_resumed_stays_as_it_is(whole, tmp_path):
+    train(tmp_path)
+    objective, metrics = train(tmp_path, ToyObjective(seed=7), resume=True)
+    assert objective.steps_seen == []
+    assert metrics == json.loads((tmp_path / "best.json").read_text())
+    assert_same_run(whole, tmp_path)
+
+
+def test_resume_without_a_run_starts_one(whole, tmp_path):
+    train(tmp_path, resume=True)
+    assert_same_run(whole, tmp_path)
+
+
+def test_changed_settings_are_not_resumed(tmp_path):
+    train(tmp_path)
+    with pytest.raises(RunDirectoryError, match=r"other settings.*batch_size: 8 → 9"):
+        train(tmp_path, resume=True, batch_size=9)
+
+
+def test_a_directory_that_holds_a_run_is_not_overwritten_unasked(whole, tmp_path):
+    train(tmp_path)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
+    with pytest.raises(RunDirectoryError, match=r"already holds a run.*--resume, --overwrite"):
+        train(tmp_path, max_steps=3)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()} == before
+    train(tmp_path, max_steps=3, overwrite=True)
+    assert rows_of(tmp_path)[-1]["step"] == 3
+    train(tmp_path, overwrite=True)
+    assert_same_run(whole, tmp_path)
+
+
+@pytest.mark.parametrize("state", [b"", b"junk", {"model": {}}, {"something": 1}])
+def test_a_damaged_state_is_refused(tmp_path, state):
+    train(tmp_path)
+    if isinstance(state, bytes):
+        (tmp_path / "state.pt").write_bytes(state)
+    else:
+        save_state(state, tmp_path / "state.pt")
+    with pytest.raises(CheckpointError, match=r"state\.pt") as error:
+        train(tmp_path, resume=True)
+    assert len(str(error.value).splitlines()) <= 2
+
+
+# -- non-finite steps --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("clip", ["agc", "norm", "none"])
+def test_non_finite_steps_are_skipped_and_counted(tmp_path, clip):
+    optimizer = OptimizerConfig(lr=0.01, clip=clip)
+    objective, _ = train(tmp_path, ToyObjective({3: "nan", 4: "nan", 12: "nan"}), optimizer=optimizer)
+    assert all(p.isfinite().all() for p in objective.parameters())
+    assert [row["skipped"] for row in rows_of(tmp_path) if row["split"] == "train"] == [2, 2, 3, 3]
+    assert len(objective.steps_seen) == 20
+
+
+def test_a_skipped_step_leaves_the_weights(tmp_path):
+    objective = ToyObjective(dict.fromkeys(range(5), "nan"))
+    before = {k: v.clone() for k, v in objective.state_dict().items()}
+    train(tmp_path, objective, max_steps=5)
+    assert all(torch.equal(before[k], v) for k, v in objective.state_dict().items())
+
+
+def test_a_skipped_step_does_not_hide_the_others_in_the_log(tmp_path):
+    train(tmp_path, ToyObjective({3: "nan"}))
+    first = rows_of(tmp_path)[0]
+    assert first["step"] == 5
+    assert first["loss"] is not None
+    assert math.isfinite(first["loss"])
+
+
+@pytest.mark.parametrize("clip", ["agc", "norm", "none"])
+def test_too_many_non_finite_steps_end_with_the_tensors_name(tmp_path, clip):
+    objective = ToyObjective(dict.fromkeys(range(4, 20), "nan"))
+    with pytest.raises(DapsRobotError, match=r"net\.3\.weight.*learning rate"):
+        train(tmp_path, objective, max_skipped=3, optimizer=OptimizerConfig(clip=clip))
+    assert objective.steps_seen[-1] <= 4 + 3
+
+
+# -- limits ------------------------------------------------------------------------------------------------------------------
+
+
+class Scripted(ToyObjective):
+    """Validates to the given numbers, one after another."""
+
+    def __init__(self, losses):
+        super().__init__()
+        self.losses = list(losses)
+
+    def evaluate(self):
+        return {"loss": self.losses.pop(0)}
+
+    def save(self, directory):
+        super().save(directory)
+        self.saved = {k: v.clone() for k, v in self.state_dict().items()}
+
+
+def test_the_best_validation_is_kept(tmp_path):
+    _, metrics = train(tmp_path, Scripted([3.0, 1.0, 2.0, 1.5]), eval_every=5)
+    assert (metrics["loss"], metrics["step"]) == (1.0, 10)
+
+
+def test_early_stopping(tmp_path):
+    objective, metrics = train(tmp_path, Scripted([3.0, 2.0, 2.5, 2.0, 1.0]), eval_every=2, patience=2)
+    assert len(objective.steps_seen) == 8
+    assert metrics["step"] == 4
+
+
+def test_an_early_stopped_run_resumed_stays_stopped(tmp_path):
+    train(tmp_path, Scripted([3.0, 2.0, 2.5, 2.0]), eval_every=2, patience=2)
+    objective, metrics = train(tmp_path, Scripted([1.0] * 9), eval_every=2, patience=2, resume=True)
+    assert objective.steps_seen == []
+    assert metrics["loss"] == 2.0
+
+
+def test_a_first_validation_of_nan_does_not_shut_out_the_others(tmp_path):
+    _, metrics = train(tmp_path, Scripted([float("nan"), 2.0, 1.0, 3.0]), eval_every=5)
+    assert metrics["loss"] == 1.0
+
+
+def test_a_run_ends_when_its_time_is_up(tmp_path):
+    objective, metrics = train(tmp_path, max_steps=100_000, max_minutes=0.2 / 60)
+    assert 0 < len(objective.steps_seen) < 20_000
+    assert metrics["step"] <= len(objective.steps_seen)
+    assert load_state(tmp_path / "state.pt")["progress"]["step"] == len(objective.steps_seen)
+
+
+def test_eval_every_zero_validates_at_the_end_only(tmp_path):
+    objective, metrics = train(tmp_path, eval_every=0)
+    assert len(objective.validations) == 1
+    assert metrics["step"] == 20
+
+
+def test_every_validation_has_the_same_noise(whole):
+    probes = {row["probe"] for row in rows_of(whole) if row["split"] == "valid"}
+    assert len(probes) == 1
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"max_steps": 0}, {"batch_size": 0}, {"log_every": 0}, {"eval_every": -1}, {"seed": -1}, {"max_minutes": -1.0}],
+)
+def test_impossible_settings_are_refused(settings):
+    with pytest.raises(ConfigError):
+        TrainerConfig(**settings)
+
+
+@pytest.mark.parametrize("settings", [{"device": "tpu9"}, {"precision": "17-bit"}])
+def test_an_unknown_device_or_precision_is_refused(tmp_path, settings):
+    with pytest.raises(ConfigError):
+        train(tmp_path, **settings)
+
+
+# -- batches, noise, averages ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("examples, batch", [(37, 8), (8, 8), (5, 13), (1, 3), (100, 7)])
+def test_batches_are_a_stream_of_permutations(examples, batch):
+    stream = torch.cat([batch_index(examples, batch, 3, step) for step in range(4 * examples)])
+    assert len(stream) == 4 * examples * batch
+    epochs = stream[: len(stream) // examples * examples].view(-1, examples)
+    assert (epochs.sort(-1).values == torch.arange(examples)).all()
+    if examples > 20:
+        assert len({tuple(e) for e in epochs.tolist()}) == len(epochs)
+        assert not torch.equal(batch_index(examples, batch, 4, 0), batch_index(examples, batch, 3, 0))
+
+
+def test_a_batch_depends_on_seed_and_step_alone():
+    expected = batch_index(37, 8, 3, 11)
+    for step in (0, 40, 3, 90):
+        batch_index(37, 8, 3, step)
+    assert torch.equal(batch_index(37, 8, 3, 11), expected)
+
+
+def test_the_trainer_gathers_that_stream(tmp_path):
+    data = ToyData()
+    train(tmp_path, data=data, seed=3)
+    assert data.gathered == [batch_index(37, 8, 3, step).tolist() for step in range(20)]
+
+
+def test_step_seeds_differ():
+    assert len({step_seed(seed, step) for seed in range(10) for step in range(100)}) == 1000
+
+
+def test_the_average_is_what_is_validated_and_saved(tmp_path):
+    optimizer = OptimizerConfig(lr=0.05, ema=0.9)
+    objective, _ = train(tmp_path, max_steps=12, eval_every=0, optimizer=optimizer)
+    saved = load_tensors(tmp_path / "model" / "model.safetensors")
+    state = load_state(tmp_path / "state.pt")
+    for (name, weights), average in zip(objective.named_parameters(), state["average"], strict=True):
+        assert torch.equal(saved[name], average)
+        assert torch.equal(state["model"][name], weights)
+        assert not torch.equal(saved[name], weights)
+
+
+def test_without_an_average_the_weights_themselves_are_saved(tmp_path):
+    objective, _ = train(tmp_path, eval_every=0, optimizer=OptimizerConfig(lr=0.01))
+    saved = load_tensors(tmp_path / "model" / "model.safetensors")
+    assert all(torch.equal(saved[k], v) for k, v in objective.state_dict().items())
+
+
+def test_logged_values_are_means_over_their_interval(tmp_path):
+    objective = ToyObjective()
+    noises = []
+    forward = objective.forward
+
+    def spy(batch, step):
+        loss = forward(batch, step)
+        noises.append(loss.metrics["noise"].item())
+        return loss
+
+    objective.forward = spy
+    train(tmp_path, objective)
+    rows = [row for row in rows_of(tmp_path) if row["split"] == "train"]
+    for i, row in enumerate(rows):
+        interval = noises[5 * i : 5 * i + 5]
+        assert row["noise"] == pytest.approx(sum(interval) / 5, rel=1e-4, abs=1e-7)
+        even = interval[i % 2 :: 2]
+        assert row["even"] == pytest.approx(sum(even) / len(even), rel=1e-4, abs=1e-7)
+
+
+def test_config_of_the_run_is_beside_it(whole):
+    assert json.loads((whole / "config.json").read_text())["max_steps"] == config().max_steps == 20
