@@ -58,16 +58,18 @@ def make_tokenizer(**changes):
     return Tokenizer(tokenizer_config(**changes)).eval()
 
 
-def make_policy(decoding=None, history=2, observation=5, **changes):
+def make_policy(decoding=None, history=2, observation=5, embedding_head=True, **changes):
+    """A random policy whose distributions are far from uniform, greedy if not asked otherwise."""
     tokenizer = tokenizer_config(**changes)
     config = PolicyConfig(
         tokenizer=tokenizer,
         obs_keys=("state",),
         front_end=ObservationFrontEndConfig(history, observation, tokens_per_step=2, hidden=16, transformer=TRANSFORMER),
         codes=tokenizer.codes,
-        decoding=decoding or DecodingConfig(),
+        decoding=decoding or DecodingConfig("greedy"),
+        embedding_head=embedding_head,
     )
     policy = LatentPolicy(config).eval()
     with torch.no_grad():
-        policy.code_model.head.weight *= 6
+        policy.code_model.head.scale.mul_(2) if embedding_head else policy.code_model.head.weight.mul_(6)
     return policy

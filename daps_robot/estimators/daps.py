@@ -123,7 +123,7 @@ class DAPSConfig:
     ess_target: float = 0.33
     trust_region: Literal["solved", "solved-per-input", "learned", "fixed"] = "solved"
     eta: float = 100.0
-    eta_min: float = 1.0
+    eta_min: float = 0.1
     eta_max: float = 1e6
     eta_lr: float = 1e-3
     centred: bool = True
@@ -164,7 +164,10 @@ class DAPS(Estimator):
         self.first_step = config.warm_start_steps
         self.warm_start = WarmStart(tokenizer, self.first_step, config.teach_steps) if self.first_step else None
         if self.first_step >= total_steps:
-            raise ConfigError(f"a warm start of {self.first_step} steps leaves nothing of {total_steps} for DAPS")
+            raise ConfigError(
+                f"a warm start of {self.first_step} steps leaves nothing of {total_steps} for DAPS: "
+                "lower --warm-start-steps (0 starts from scratch) or raise --max-steps"
+            )
 
     def beta(self, step: int) -> float:
         after = max(step - self.first_step, 0)

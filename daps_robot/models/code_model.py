@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import torch
 from einops import repeat
@@ -74,18 +74,25 @@ class CodeTrunk(nn.Module):
         """Cross-attention keys and values of every layer, shared by all samples of an input."""
         return [block.cross.memory(memory) for block in self._blocks()]
 
-    def hidden(self, memory: Memory, codes: Int[Tensor, "b k l"] | None = None) -> Float[Tensor, "b _ l d"]:
-        """Teacher-forced pass: (b k l d), where entry i has seen codes < i; (b 1 l d) if factorised, without codes."""
-        b = len(memory[0][0])
-        if not self.config.autoregressive:
-            x: Tensor = repeat(self.queries, "l d -> b 1 l d", b=b)
-        else:
-            assert codes is not None
-            x = torch.cat([self.bos.expand(b, codes.shape[1], 1, -1), self.embedding(codes[..., :-1])], dim=2)
-        x = x + self.positions
+    def all_positions(self, memory: Memory) -> Float[Tensor, "b l d"]:
+        """Every position of a factorised model in one pass."""
+        x: Tensor = repeat(self.queries + self.positions, "l d -> b l d", b=len(memory[0][0]))
         for block, keys_values in zip(self._blocks(), memory, strict=True):
-            x = block(x, keys_values, causal=self.config.autoregressive)
+            x = block(x, keys_values, k=None)
         return self.norm(x)
+
+    def teacher_forced(
+        self, memory: Memory, codes: Int[Tensor, "b k l"]
+    ) -> tuple[Float[Tensor, "b 1 d"], Float[Tensor, "b k m d"]]:
+        """Position 0, which has seen no code and is shared by the k samples, and positions 1 … l−1, each given all before."""
+        b, k, _ = codes.shape
+        first = (self.bos + self.positions[0]).expand(b, 1, -1)
+        later = self.embedding(codes[..., :-1]) + self.positions[1:]
+        x = torch.cat([first, later.flatten(1, 2)], dim=1)
+        for block, keys_values in zip(self._blocks(), memory, strict=True):
+            x = block(x, keys_values, k=k)
+        x = self.norm(x)
+        return x[:, :1], x[:, 1:].view(later.shape)
 
     def start(self, memory: Memory) -> tuple[Float[Tensor, "b 1 d"], list[Cache]]:
         """Position 0, which all samples of an input share, and caches that hold its keys and values."""
@@ -142,9 +149,42 @@ class CodeModel(nn.Module):
 
     def logits(self, memory: Memory, codes: Int[Tensor, "b k l"]) -> Float[Tensor, "b k l v"]:
         """Teacher-forced logits: entry i is the conditional of code i given codes < i."""
-        return self.head(self.trunk.hidden(memory, codes)).float().expand(-1, codes.shape[1], -1, -1)
+        k = codes.shape[1]
+        if not self.config.autoregressive:
+            return self.factorised_logits(memory)[:, None].expand(-1, k, -1, -1)
+        first, later = self.trunk.teacher_forced(memory, codes)
+        return torch.cat([self.head(first)[:, None].expand(-1, k, -1, -1), self.head(later)], dim=2).float()
+
+    def factorised_logits(self, memory: Memory) -> Float[Tensor, "b l v"]:
+        """Logits of every position of a factorised model."""
+        return self.head(self.trunk.all_positions(memory)).float()
 
     def log_prob(self, memory: Memory, codes: Int[Tensor, "b k l"]) -> Float[Tensor, "b k l"]:
         """log p(z_i | z_<i, memory) in nats of every position; their sum over l is log p(z | memory)."""
-        logits = self.logits(memory, codes)
-        return -nn.functional.cross_entropy(logits.flatten(0, 2), codes.flatten(), reduction="none").view(codes.shape)
+        if not self.config.autoregressive:
+            return self.factorised_logits(memory).log_softmax(-1).gather(-1, codes.transpose(1, 2)).transpose(1, 2)
+        first, later = self.trunk.teacher_forced(memory, codes)
+        of_first = self.head(first).float().log_softmax(-1)[:, 0].gather(-1, codes[..., 0])
+        of_later = code_log_prob(self.head(later).float(), codes[..., 1:])
+        return torch.cat([of_first[..., None], of_later], dim=-1)
+
+
+def code_log_prob(logits: Float[Tensor, "*b v"], codes: Int[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+    """log softmax(logits)[codes] in nats."""
+    return cast(Tensor, _CodeLogProb.apply(logits, codes))
+
+
+class _CodeLogProb(torch.autograd.Function):
+    """As cross-entropy, with one (… v) tensor less in memory and fewer passes over it: the logits dominate a training step."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, codes: Tensor) -> Tensor:
+        log_z = logits.logsumexp(-1)
+        ctx.save_for_backward(logits, log_z, codes)
+        return logits.gather(-1, codes[..., None])[..., 0] - log_z
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        logits, log_z, codes = ctx.saved_tensors
+        of_logits = (logits - log_z[..., None]).exp_().mul_(-gradient[..., None])
+        return of_logits.scatter_add_(-1, codes[..., None], gradient[..., None]), None

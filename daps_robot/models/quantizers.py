@@ -98,7 +98,7 @@ class FSQPosterior(nn.Module):
 
     def quantize(self, memory: Memory) -> tuple[Float[Tensor, "b l d"], Int[Tensor, "b l"]]:
         """Embedded quantised values, with a straight-through gradient, and their codes."""
-        values, codes = self.quantizer(self.project_in(self.trunk.hidden(memory)[:, 0]))
+        values, codes = self.quantizer(self.project_in(self.trunk.all_positions(memory)))
         return self.project_out(values), codes
 
     def embedding_table(self) -> Float[Tensor, "v d"]:

@@ -130,7 +130,7 @@ class _Steps:
         self.model, self.memory, self.k = model, memory, k
         self.branched = k == 1
         if not model.config.autoregressive:
-            self.all_logits = model.head(model.trunk.hidden(memory)).float()
+            self.all_logits = model.factorised_logits(memory)[:, None]
 
     def logits(self, codes: Int[Tensor, "b k l"], position: int) -> Float[Tensor, "b _ v"]:
         if not self.model.config.autoregressive:

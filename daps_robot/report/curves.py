@@ -70,8 +70,7 @@ def _what_it_reaches(metrics: Metrics, policy: LatentPolicy) -> list[Panel]:
             "Information (KL) and entropy",
             "bits per chunk",
             "What the codes tell about a chunk (KL), and what the encoder leaves open (entropy). Good: KL rises, under the "
-            "capacity; "
-            "entropy falls, but not to zero at once.",
+            "capacity; entropy falls, but not to zero at once.",
             {
                 "valid": metrics.series("valid", "kl") * BITS,
                 "train": metrics.series("valid", "entropy") * BITS,
@@ -142,9 +141,8 @@ def _phase_text(phases: plots.Phases) -> str:
     teach = f" (after the dotted line, at step {phases.teach}, the codes no longer move and only the encoder learns)"
     return (
         f"Up to step {phases.end} (shaded) a quantiser finds first codes and the encoder learns "
-        f"them{teach if phases.teach else ''}; "
-        "from there DAPS improves both: it samples several codes for a chunk, sees which rebuild it best, and makes those "
-        "likelier."
+        f"them{teach if phases.teach else ''}; from there DAPS improves both: it samples several codes for a chunk, sees which "
+        "rebuild it best, and makes those likelier."
     )
 
 
@@ -166,7 +164,7 @@ def policy_curves(run: Run, policy: LatentPolicy) -> str:
         (
             "Surprise at the codes",
             f"In the codes of a chunk; guessing blindly costs {blind:.0f}. Good: falls; if validation turns up, it learns by "
-            f"heart.",
+            "heart.",
             nll[0].size or nll[1].size,
             lambda: plots.curve(PAGE, "nats per chunk", valid=nll[0], train=nll[1]),
         ),
@@ -179,8 +177,8 @@ def policy_curves(run: Run, policy: LatentPolicy) -> str:
         ),
         (
             "Error of the planned chunk",
-            "Squared error of the decoded actions; 1 is as bad as always the mean action. Good: falls, down to the noise of the "
-            "demonstrations.",
+            "Squared error of the decoded actions; 1 is as bad as always the mean action. Good: falls, down to the noise of "
+            "the demonstrations.",
             error.size,
             lambda: plots.curve(PAGE, "share of the variance", valid=error, limits=(0.0, 1.08 * float(np.nanmax(error[1])))),
         ),

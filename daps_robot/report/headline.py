@@ -35,12 +35,11 @@ def lead(run: Run) -> str:
     settings = "rollouts.settings"
     return paragraph(
         f"Success rate {number(run, 'success_rate', percent)}; with 95% confidence the true rate lies between "
-        f"{number(run, 'ci95.0', percent)} and {number(run, 'ci95.1', percent)} (Wilson interval). Every episode starts from "
-        f"a state "
-        f"that no demonstration started from, ends after {number(run, f'{settings}.max_steps', whole)} steps at the latest, and "
-        "counts as solved if the task was done at any step. At each decision the policy reads the last observations, predicts "
-        f"a short sequence of codes, has them decoded into {number(run, f'{settings}.horizon', whole)} actions, and executes "
-        f"{number(run, f'{settings}.execute', whole)} of them.",
+        f"{number(run, 'ci95.0', percent)} and {number(run, 'ci95.1', percent)} (Wilson interval). Every episode starts from a "
+        f"state that no demonstration started from, ends after {number(run, f'{settings}.max_steps', whole)} steps at the "
+        "latest, and counts as solved if the task was done at any step. At each decision the policy reads the last "
+        f"observations, predicts a short sequence of codes, has them decoded into {number(run, f'{settings}.horizon', whole)} "
+        f"actions, and executes {number(run, f'{settings}.execute', whole)} of them.",
         "lead",
     )
 
@@ -68,8 +67,7 @@ def rates(run: Run) -> str:
     scale = '<div class="scale"><span>0%</span><span>success rate</span><span>100%</span></div>'
     return f'<div class="rates">{"".join(lines)}{scale}</div>' + paragraph(
         "Dots are success rates, bars their 95% intervals. The ceiling is what a perfect policy could reach with these codes: "
-        "what is "
-        "missing above it, the codes lose; what is missing between it and the policy, the policy loses.",
+        "what is missing above it, the codes lose; what is missing between it and the policy, the policy loses.",
         "muted",
     )
 
@@ -121,8 +119,8 @@ def _code_facts(run: Run, policy: LatentPolicy) -> list[str]:
             f"{number(run, 'code_perplexity')} <small>of {codes.vocabulary}</small>"
             if run.get("code_perplexity") is not None
             else "",
-            "So many equally frequent codes would be as varied as those in use; at each position over the held-out chunks, then "
-            "averaged. Near 1, the codes say nothing.",
+            "So many equally frequent codes would be as varied as those in use; at each position over the held-out chunks, "
+            "then averaged. Near 1, the codes say nothing.",
             "The report does not say.",
         ),
     ]

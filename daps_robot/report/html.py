@@ -30,7 +30,7 @@ def number(run: Run, key: str, form: Format = short) -> str:
     value = run.get(key)
     if value is None:
         return "–"
-    return f'<data data-key="{escape(key)}" value="{value!r}">{form(value)}</data>'
+    return f'<data data-key="{escape(key)}" value="{value!r}">{form(float(value))}</data>'
 
 
 def missing(text: str) -> str:

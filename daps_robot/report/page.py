@@ -90,7 +90,7 @@ def save_figures(out: Path, policy: LatentPolicy, demos: DemoSet, folder: Path) 
             shade = phases if metrics is run.tokenizer else None
             figures[name] = plots.curve(LIGHT, unit, valid=valid, train=train, phases=shade)
     if bars := sections.error_bars(run, demos):
-        deviation = list(action_deviation(demonstrations)) if demonstrations else None
+        deviation = action_deviation(demonstrations) if demonstrations else None
         figures["errors"] = plots.errors(LIGHT, action_names(demos), bars, deviation)
     if records := run.get("rollouts.records"):
         won, lost = ([r["length"] for r in records if r["success"] is which] for which in (True, False))

@@ -18,7 +18,7 @@ from daps_robot.report.style import HEAT, HEIGHT, SMALL, WIDTH, Palette, dress, 
 ROUND = [1, 2, 2.5, 5, 10]
 """Distances of ticks, times powers of ten."""
 
-Series = Float[np.ndarray, "2 n"]
+Series = Float[np.ndarray, "2 _"]
 
 
 @dataclass(frozen=True)
@@ -226,15 +226,16 @@ def per_position(palette: Palette, values: Float[np.ndarray, " l"], y: str, top:
     for x, value in zip(numbers, values, strict=True):
         text = f"{value:.0%}" if top == 1 else f"{value:.0f}"
         ax.annotate(text, (x, value), (0, 2), textcoords="offset points", ha="center", color=palette.ink, fontsize=SMALL)
-    ax.set_ylim(0, top or 1.15 * float(max(values)))
+    ax.set_ylim(0, 1.12 * (top or float(max(values))))
     ax.set_xticks(numbers)
     if top == 1:
+        ax.set_yticks(np.linspace(0, 1, 5))
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f}%"))
     return figure
 
 
 def errors(
-    palette: Palette, names: Sequence[str], bars: Sequence[tuple[str, Sequence[float]]], deviation: Sequence[float] | None
+    palette: Palette, names: Sequence[str], bars: Sequence[tuple[str, Sequence[float]]], deviation: Float[np.ndarray, " a"] | None
 ) -> Figure:
     """Reconstruction error of each action dimension, one group of bars each, with the actions' own spread across them."""
     size = (WIDTH, 0.95 + 0.42 * len(names))

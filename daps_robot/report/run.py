@@ -27,7 +27,7 @@ class Metrics:
     path: Path
     rows: tuple[dict[str, Any], ...] = ()
 
-    def series(self, split: str, name: str) -> Float[np.ndarray, "2 n"]:
+    def series(self, split: str, name: str) -> Float[np.ndarray, "2 _"]:
         """Steps and values of a metric; NaN where a row of the split lacks it, so that a curve has a gap there."""
         rows = [row for row in self.rows if row.get("split") == split]
         values = [row.get(name) for row in rows]
@@ -35,9 +35,9 @@ class Metrics:
             return np.zeros((2, 0))
         return np.array([[row["step"] for row in rows], [np.nan if value is None else value for value in values]], dtype=float)
 
-    def numbered(self, split: str, name: str) -> list[Float[np.ndarray, "2 n"]]:
+    def numbered(self, split: str, name: str) -> list[Float[np.ndarray, "2 _"]]:
         """The series name/0, name/1, …"""
-        found: list[Float[np.ndarray, "2 n"]] = []
+        found: list[Float[np.ndarray, "2 _"]] = []
         while (series := self.series(split, f"{name}/{len(found)}")).size:
             found.append(series)
         return found

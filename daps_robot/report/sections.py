@@ -67,9 +67,8 @@ def chunks(policy: LatentPolicy, demos: DemoSet) -> str:
     text = (
         f"The first held-out demonstration, {escape(shown[0].name)}, in action units, in chunks of {policy.horizon} steps (thin "
         "vertical lines). The tokenizer sees a chunk's actions and sends them through its most likely codes; the policy sees "
-        "only "
-        "the observations up to a chunk's start. Good: both follow the demonstration's course without following its jitter, and "
-        "the gripper switches at the same step."
+        "only the observations up to a chunk's start. Good: both follow the demonstration's course without following its "
+        "jitter, and the gripper switches at the same step."
     )
     key = '<div class="key"><span>{}demonstrated</span><span>{}tokenizer</span><span>{}policy</span></div>'.format(
         *(
@@ -96,8 +95,7 @@ def codes(policy: LatentPolicy, demos: DemoSet) -> str:
             plots.usage(PAGE, used),
             "Rank and frequency",
             "Each row a position, the stronger the colour, the more frequent; a mark ends those in use. Good: fades slowly, "
-            "reaches far "
-            "right.",
+            "reaches far right.",
         ),
         (
             plots.per_position(PAGE, used.perplexity, f"of {v} codes"),
@@ -138,24 +136,22 @@ def errors(run: Run, demos: DemoSet) -> str:
     if not bars:
         return section(title, missing("The report has no reconstruction errors for these actions."))
     shown, names = held_out(demos), action_names(demos)
-    deviation = [float(value) for value in action_deviation(shown)] if shown else None
+    deviation = action_deviation(shown) if shown else None
     plot = plots.errors(PAGE, names, bars, deviation)
     caption = (
         "Good: the two blue bars far left of the line (but not below the demonstrations' own noise), and the grey one at the "
-        "line or "
-        "beyond, or the codes would not matter."
+        "line or beyond, or the codes would not matter."
     )
     text = (
         "Error of held-out chunks rebuilt from their codes. The upright line is the actions' standard deviation: the error of "
-        "always "
-        "answering with the mean."
+        "always answering with the mean."
     )
-    columns = [name for name, _ in bars] + (["standard deviation"] if deviation else [])
+    columns = [name for name, _ in bars] + (["standard deviation"] if shown else [])
     head = "".join(f'<th class="n">{escape(name)}</th>' for name in columns)
     lines = [f"<tr><th></th>{head}</tr>"]
     for i, name in enumerate(names):
         cells = [number(run, f"{ERRORS[which]}.{i}", lambda value: f"{value:.3f}") for which, _ in bars]
-        cells += [f"{deviation[i]:.3f}"] if deviation else []
+        cells += [f"{deviation[i]:.3f}"] if deviation is not None else []
         lines.append(f"<tr><th>{escape(name)}</th>" + "".join(f'<td class="n">{cell}</td>' for cell in cells) + "</tr>")
     absent = [name for name in ERRORS if name not in dict(bars)]
     note = missing(f"Not in the report: {', '.join(absent)}.") if absent else ""

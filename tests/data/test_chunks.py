@@ -63,7 +63,7 @@ def test_the_data_are_copied():
 
 
 def test_a_demonstration_shorter_than_a_chunk_is_named():
-    with pytest.raises(DataError, match=r"here\.hdf5: demo_1 has 3 steps.*--horizon 3"):
+    with pytest.raises(DataError, match=r"here\.hdf5: demo_1 has 3 steps, fewer than a chunk of 4"):
         ChunkDataset([demo(0, 9), demo(1, 3)], ("state",), 4, where="here.hdf5")
 
 

@@ -8,7 +8,7 @@ from tiny import TRANSFORMER, all_sequences, enumerated_log_prob, make_code_mode
 
 from daps_robot.errors import ConfigError
 from daps_robot.models.blocks import TransformerConfig
-from daps_robot.models.code_model import CodeModel, CodeModelConfig
+from daps_robot.models.code_model import CodeModel, CodeModelConfig, EmbeddingHead, code_log_prob
 
 both_kinds = pytest.mark.parametrize("autoregressive", [True, False])
 
@@ -112,3 +112,39 @@ def test_a_transformer_of_impossible_size_is_refused(size):
 def test_a_factorised_model_has_no_code_embedding():
     model = CodeModel(CodeModelConfig(3, 4, False, TRANSFORMER))
     assert not any("embedding" in name or "bos" in name for name, _ in model.named_parameters())
+
+
+@pytest.mark.parametrize("spread", [1.0, 50.0, 500.0])
+def test_code_log_prob_is_cross_entropy_and_so_is_its_gradient(spread):
+    logits = (spread * torch.randn(3, 4, 5, 7)).requires_grad_()
+    codes = torch.randint(7, (3, 4, 5))
+    upstream = torch.randn(3, 4, 5)
+    found = code_log_prob(logits, codes)
+    expected = -torch.nn.functional.cross_entropy(logits.flatten(0, 2), codes.flatten(), reduction="none").view(3, 4, 5)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * spread)
+    gradients = [torch.autograd.grad((upstream * values).sum(), logits)[0] for values in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+
+
+def test_code_log_prob_by_finite_differences():
+    logits = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
+    codes = torch.randint(4, (2, 3))
+    assert torch.autograd.gradcheck(lambda values: code_log_prob(values, codes), logits)
+    shared = torch.randn(2, 1, 4, dtype=torch.float64, requires_grad=True)  # one distribution for several samples
+    assert torch.autograd.gradcheck(lambda values: code_log_prob(values.expand(-1, 3, -1), codes), shared)
+
+
+def test_an_embedding_head_scores_by_inner_products():
+    vectors = 3 + 5 * torch.randn(6, 4)
+    head = EmbeddingHead(8, vectors)
+    with torch.no_grad():
+        head.bias.copy_(torch.randn(6))
+    hidden = torch.randn(2, 3, 8)
+    centred = vectors - vectors.mean(0)
+    unit = centred / centred.square().sum(1).mean().sqrt()
+    query = head.query(hidden)
+    expected = torch.stack([head.scale * (query * unit[v]).sum(-1) + head.bias[v] for v in range(6)], -1)
+    torch.testing.assert_close(head(hidden), expected)
+    torch.testing.assert_close(EmbeddingHead(8, vectors + 100).vectors, head.vectors, rtol=0, atol=1e-4)
+    assert "vectors" in head.state_dict()
+    assert EmbeddingHead(8, torch.ones(6, 4))(hidden).isfinite().all()  # codes that all mean the same

@@ -1,5 +1,7 @@
 """LatentPolicy: plans that depend on their own row alone, decoding, files, shapes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from daps_robot.models.tokenizer import Tokenizer
 from daps_robot.types import PlanRequest, Policy
 
 METHODS = [
+    DecodingConfig("expected"),
     DecodingConfig("greedy"),
     DecodingConfig("sample"),
     DecodingConfig("sample", 0.5),
@@ -82,7 +85,8 @@ def test_beam_finds_no_less_than_greedy_and_the_best_at_full_width():
     with torch.no_grad():
         scores = policy.log_prob(observations, codes).sum(-1)
     best = codes[0][scores.argmax(1)]
-    found = policy.with_decoding(DecodingConfig("beam", beam_width=16)).codes(observations)
+    policy.config = replace(policy.config, decoding=DecodingConfig("beam", beam_width=16))
+    found = policy.codes(observations)
     assert torch.equal(found, best)
 
 
@@ -105,12 +109,24 @@ def test_a_saved_policy_plans_the_same(decoding, tmp_path):
     assert np.array_equal(again.plan(request()), policy.plan(request()))
 
 
-def test_another_decoding_leaves_the_policy_as_it_was():
-    policy = make_policy()
-    other = policy.with_decoding(DecodingConfig("beam"))
-    assert other.config.decoding.method == "beam"
-    assert policy.config.decoding.method == "greedy"
-    assert other.code_model.head.weight is policy.code_model.head.weight
+def test_the_expected_chunk_is_decoded_from_the_expected_embedding():
+    """Σ_z p(z_i | z_<i, o) e_z along the most likely prefix, by a loop over the positions."""
+    policy = make_policy(DecodingConfig("expected"))
+    asked = request()
+    observations = torch.from_numpy(asked.observations)
+    codes = policy.codes(observations)
+    with torch.no_grad():
+        logits = policy.code_model.logits(policy.prepare(observations), codes[:, None])[:, 0]
+    assert torch.equal(logits.argmax(-1), codes)
+    embedded = torch.einsum("blv,vd->bld", torch.softmax(logits, -1), policy.tokenizer.embedding.weight)
+    expected = policy.tokenizer.decode_embedded(embedded[:, None])[:, 0]
+    plans = policy.plan(asked)
+    np.testing.assert_allclose(plans, expected, atol=1e-5)
+    with torch.no_grad():
+        policy.code_model.head.scale *= 1e4  # a sure policy expects its most likely codes
+    sure = policy.plan(asked)
+    np.testing.assert_allclose(sure, policy.tokenizer.decode(policy.codes(observations)[:, None])[:, 0], atol=1e-4)
+    assert np.abs(plans - sure).max() > 1e-2
 
 
 def test_the_tokenizer_does_not_learn():

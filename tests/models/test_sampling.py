@@ -96,15 +96,39 @@ def test_the_cache_changes_nothing():
     model = make_code_model(positions=6, vocabulary=5).requires_grad_(False)
     memory = make_memory(model, batch=3)
     codes = torch.randint(5, (3, 4, 6))
-    full = model.trunk.hidden(memory, codes)
+    full = model.logits(memory, codes)
     shared, caches = model.trunk.start(memory)
     assert shared.shape == (3, 1, 16)  # position 0 is computed once for all samples of an input
-    torch.testing.assert_close(shared.expand(-1, 4, -1), full[:, :, 0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(model.head(shared).expand(-1, 4, -1), full[:, :, 0], rtol=0, atol=1e-5)
     for cache in caches:
         cache.repeat(4)
     for i in range(1, 6):
         step = model.trunk.extend(codes[..., i - 1], i, memory, caches)
-        torch.testing.assert_close(step, full[:, :, i], rtol=0, atol=1e-5)
+        torch.testing.assert_close(model.head(step), full[:, :, i], rtol=0, atol=1e-5)
+
+
+@both_kinds
+def test_sequences_of_one_code(autoregressive):
+    model = make_code_model(autoregressive, positions=1, vocabulary=5)
+    memory = make_memory(model)
+    codes = all_sequences(1, 5).expand(2, -1, -1)
+    drawn = sample(model, memory, uniforms_that_draw(model, memory, codes))
+    assert torch.equal(drawn.codes, codes)
+    log_prob = model.log_prob(memory, codes)
+    torch.testing.assert_close(drawn.log_prob, log_prob.sum(-1), rtol=0, atol=1e-5)
+    torch.testing.assert_close(log_prob.exp().sum(1), torch.ones(2, 1), rtol=0, atol=1e-5)
+    log_prob.sum().backward()
+    assert torch.equal(beam(model, memory, 5)[0], codes.gather(1, log_prob.argsort(1, descending=True)))
+
+
+@both_kinds
+def test_with_and_without_gradient_it_is_the_same_model(autoregressive):
+    """Attention takes another path where no gradient is needed."""
+    model = make_code_model(autoregressive, positions=6, vocabulary=5)
+    memory, codes = make_memory(model), torch.randint(5, (2, 3, 6))
+    with torch.no_grad():
+        without = model.log_prob(memory, codes)
+    torch.testing.assert_close(model.log_prob(memory, codes), without, rtol=0, atol=1e-5)
 
 
 @both_kinds
