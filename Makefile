@@ -3,8 +3,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# Small networks on few cores: idle threads that spin take time from the ones that work.
-export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: setup lift test lint format bench clean
 

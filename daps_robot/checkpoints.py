@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from daps_robot.data.hdf5 import short
 from daps_robot.errors import CheckpointError, RunDirectoryError
 
 
@@ -92,7 +93,7 @@ def load_state(path: Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
-        raise CheckpointError(f"{path} is not a readable training state: {str(error).splitlines()[0]}") from error
+        raise CheckpointError(f"{path} is not a readable training state: {short(error)}") from error
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import typing
 from pathlib import Path
 from typing import Any, TypeVar
 
-from daps_robot.errors import ConfigError
+from daps_robot.errors import ConfigError, RunDirectoryError
 from daps_robot.registry import unknown_name
 from daps_robot.types import JSON
 
@@ -103,10 +103,19 @@ def _parse_dataclass(cls: type, value: Any, where: str) -> Any:
 
 
 def save_json(values: Any, path: Path) -> None:
-    """Write JSON atomically: a reader sees the old file or the new one."""
+    """Write JSON atomically: a reader sees the old file or the new one.
+
+    Raises:
+        RunDirectoryError: it cannot be written, or there is no space left.
+    """
+    text = json.dumps(to_json(values), indent=2) + "\n"
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(to_json(values), indent=2) + "\n")
-    temporary.replace(path)
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RunDirectoryError(f"cannot write {path}: {error.strerror}") from error
 
 
 def load_json(path: Path) -> Any:
@@ -121,7 +130,7 @@ def load_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ConfigError(f"{path} is not JSON: {error}") from error
 
 

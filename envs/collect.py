@@ -31,16 +31,21 @@ _SECONDS_BETWEEN_LINES = 15.0
 _HOPELESS_AFTER, _HOPELESS_RATE = 40, 0.05
 
 
+Noise = tuple[float, float]
+"""Of an expert: the standard deviation of its white noise, and its chance of a nudge."""
+
+
 @dataclass(frozen=True)
 class Task:
-    """A task as collection knows it: its environment, and the action noise that its demonstrations bear by default."""
+    """A task as collection knows it: its environment, and the noise and nudges that its demonstrations bear by default."""
 
     env: type[RobosuiteEnv]
     noise: float
+    nudges: float = 0.0
 
 
 TASKS = {
-    "lift": Task(LiftEnv, noise=0.1),
+    "lift": Task(LiftEnv, noise=0.1, nudges=0.03),
     "can": Task(CanEnv, noise=0.1),
     "square": Task(SquareEnv, noise=0.05),
 }
@@ -70,6 +75,7 @@ def collect_demos(
     out: str | Path | None = None,
     demos: int = 200,
     noise: float | None = None,
+    nudges: float | None = None,
     seed: int = 0,
     workers: int | None = None,
     valid_fraction: float = 0.1,
@@ -84,6 +90,7 @@ def collect_demos(
         out: the file; data/<task>.hdf5 by default. An existing one is replaced when the new one is complete.
         demos: how many.
         noise: standard deviation of the Gaussian noise on the arm's actions; None takes the task's own.
+        nudges: chance that a step begins a nudge (see `envs.experts.Expert`); None takes the task's own.
         seed: of the collection, 0 to 999.
         workers: processes; None takes one per processor.
         valid_fraction: of the demonstrations are put in mask/valid, the others in mask/train.
@@ -95,16 +102,24 @@ def collect_demos(
         KeyboardInterrupt: when interrupted; what was collected is kept for the next call.
     """
     started = time.monotonic()
-    chosen = _check(task, demos, noise, seed, workers, valid_fraction)
+    chosen = _check(task, demos, noise, nudges, seed, workers, valid_fraction)
     noise = chosen.noise if noise is None else noise
+    nudges = chosen.nudges if nudges is None else nudges
     out = Path("data", f"{task}.hdf5") if out is None else Path(out)
     robosuite = import_robosuite()
-    settings = {"env_id": chosen.env.env_id, "noise": noise, "seed": seed, "robosuite": robosuite.__version__, "layout": 1}
+    settings = {
+        "env_id": chosen.env.env_id,
+        "noise": noise,
+        "nudges": nudges,
+        "seed": seed,
+        "robosuite": robosuite.__version__,
+        "layout": 1,
+    }
     with DemoWriter(out, settings) as writer:
         collection = _Collection(writer, demos)
         if not collection.complete:
             processes = min(workers or len(os.sched_getaffinity(0)), demos)
-            with _attempts(chosen.env, noise, seed, processes) as submit:
+            with _attempts(chosen.env, (noise, nudges), seed, processes) as submit:
                 collection.run(submit, ahead=1 if processes == 1 else 2 * processes)
         steps = writer.finish(demos, valid_fraction, chosen.env.env_args())
     return CollectionReport(out, demos, steps, collection.failed, time.monotonic() - started)
@@ -183,7 +198,7 @@ class _Progress:
 
 
 @contextmanager
-def _attempts(make_env: type[RobosuiteEnv], noise: float, seed: int, processes: int) -> Iterator[Any]:
+def _attempts(make_env: type[RobosuiteEnv], noise: Noise, seed: int, processes: int) -> Iterator[Any]:
     """A function that starts an attempt and returns its future: in worker processes, or right here for one process."""
     first_seed = SEEDS_PER_COLLECTION * seed
     if processes == 1:
@@ -203,10 +218,10 @@ def _attempts(make_env: type[RobosuiteEnv], noise: float, seed: int, processes: 
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-_worker: tuple[RobosuiteEnv, float]
+_worker: tuple[RobosuiteEnv, Noise]
 
 
-def _start_worker(make_env: type[RobosuiteEnv], noise: float) -> None:
+def _start_worker(make_env: type[RobosuiteEnv], noise: Noise) -> None:
     """Prepares a worker process: it leaves Ctrl-C to its parent, and dies with it."""
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -218,16 +233,18 @@ def _start_worker(make_env: type[RobosuiteEnv], noise: float) -> None:
 
 def _work(start_seed: int) -> Episode | None:
     env, noise = _worker
-    return record_episode(env, env.make_expert(noise, seed=start_seed), start_seed)
+    return record_episode(env, env.make_expert(noise[0], seed=start_seed, nudges=noise[1]), start_seed)
 
 
-def _at_once(env: RobosuiteEnv, noise: float, start_seed: int) -> Future[Episode | None]:
+def _at_once(env: RobosuiteEnv, noise: Noise, start_seed: int) -> Future[Episode | None]:
     future: Future[Episode | None] = Future()
-    future.set_result(record_episode(env, env.make_expert(noise, seed=start_seed), start_seed))
+    future.set_result(record_episode(env, env.make_expert(noise[0], seed=start_seed, nudges=noise[1]), start_seed))
     return future
 
 
-def _check(task: str, demos: int, noise: float | None, seed: int, workers: int | None, valid_fraction: float) -> Task:
+def _check(
+    task: str, demos: int, noise: float | None, nudges: float | None, seed: int, workers: int | None, valid_fraction: float
+) -> Task:
     """The task, if the arguments can be."""
     if task not in TASKS:
         near = difflib.get_close_matches(task, TASKS, n=1)
@@ -236,6 +253,8 @@ def _check(task: str, demos: int, noise: float | None, seed: int, workers: int |
         raise ConfigError(f"demos must be from 1 to {SEEDS_PER_COLLECTION // 2}, not {demos}.")
     if noise is not None and not 0.0 <= noise <= 1.0:
         raise ConfigError(f"noise must be from 0 to 1 (action units), not {noise}.")
+    if nudges is not None and not 0.0 <= nudges <= 1.0:
+        raise ConfigError(f"nudges must be a chance from 0 to 1 a step, not {nudges}.")
     if not 0 <= seed <= _MAX_COLLECTION_SEED:
         raise ConfigError(f"seed must be from 0 to {_MAX_COLLECTION_SEED}, not {seed}: seeds above are for evaluation.")
     if workers is not None and workers < 1:

@@ -1,6 +1,6 @@
 """Scripted experts: proportional control of the hand, and the phase read off the observation.
 
-An expert keeps no memory but its noise generator. What to do next (approach, grasp, carry, let go, retreat) follows from the
+An expert keeps no memory but that of its noise. What to do next (approach, grasp, carry, let go, retreat) follows from the
 present observation alone. So an expert can take over in any state, can be driven in a copy of the simulator, and picks up what
 it dropped, unless that leans on something or lies out of reach. The one exception to "from the observation" is knowledge of the
 fixed scene: where bins and pegs stand, and how big the objects are (metres, in the world).
@@ -26,7 +26,7 @@ Vector = Float[np.ndarray, " 3"]
 class Expert:
     """Base of the scripted experts: from a target pose of the hand to an action.
 
-    Subclasses say in `_decide` where the hand should go. All state is the noise generator, so a deep copy is cheap and the
+    Subclasses say in `_decide` where the hand should go. All state is that of the noise, so a deep copy is cheap and the
     copy acts as the original would have.
     """
 
@@ -34,14 +34,20 @@ class Expert:
     _turn_gain: ClassVar[float] = 1.2
     _speed: ClassVar[float] = 0.5
     _turn_speed: ClassVar[float] = 0.6
+    _nudge_steps: ClassVar[int] = 6
+    _nudge_size: ClassVar[float] = 0.5
 
-    def __init__(self, noise: float = 0.0, seed: int = 0) -> None:
+    def __init__(self, noise: float = 0.0, seed: int = 0, nudges: float = 0.0) -> None:
         """Args:
         noise: standard deviation of the Gaussian noise on the six arm actions, in action units; never on the gripper.
-        seed: of that noise.
+        seed: of noise and nudges.
+        nudges: chance that a step begins a nudge, six steps in which a constant push in a random direction is added to the
+            translation. What follows shows how to come back from some centimetres off, which white noise never does.
         """
-        self.noise = noise
+        self.noise, self.nudges = noise, nudges
         self._rng = np.random.default_rng(seed)
+        self._push = np.zeros(3)
+        self._push_left = 0
 
     def act(self, observation: Mapping[str, np.ndarray]) -> Float[np.ndarray, " 7"]:
         """The action for an observation of the task.
@@ -58,8 +64,21 @@ class Expert:
         action[3:6] = np.clip(self._turn_gain * hand.turn_upright(yaw) / _RADIANS_PER_UNIT, -self._turn_speed, self._turn_speed)
         if self.noise > 0.0:
             action[:6] += self._rng.normal(0.0, self.noise, 6)
+        if self.nudges > 0.0:
+            action[:3] += self._nudge()
         action[6] = gripper
         return np.clip(action, -1.0, 1.0).astype(np.float32)
+
+    def _nudge(self) -> Vector:
+        """The push at this step, which is zero between nudges."""
+        if self._push_left == 0 and self._rng.random() < self.nudges:
+            direction = self._rng.normal(size=3)
+            self._push = self._nudge_size * direction / np.linalg.norm(direction)
+            self._push_left = self._nudge_steps
+        if self._push_left == 0:
+            return np.zeros(3)
+        self._push_left -= 1
+        return self._push
 
     def _decide(self, hand: Hand, obj: Float[np.ndarray, " o"]) -> tuple[Vector, float, float]:
         """Where to go from here.

@@ -219,16 +219,17 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
             "gymnasium_id": cls.env_id,
         }
 
-    def make_expert(self, noise: float = 0.0, seed: int = 0) -> Expert:
+    def make_expert(self, noise: float = 0.0, seed: int = 0, nudges: float = 0.0) -> Expert:
         """The scripted expert for this task.
 
         Args:
             noise: standard deviation of the Gaussian noise on the six arm actions, in action units.
-            seed: of that noise.
+            seed: of noise and nudges.
+            nudges: chance that a step begins a nudge (see `Expert`).
         """
         from daps_robot.envs.experts import EXPERTS
 
-        return EXPERTS[self.robosuite_name](noise=noise, seed=seed)
+        return EXPERTS[self.robosuite_name](noise=noise, seed=seed, nudges=nudges)
 
     def render(self) -> UInt8[np.ndarray, "256 256 3"] | None:  # type: ignore[override]
         """A 256 × 256 RGB picture from the camera "agentview", or None without a render mode.

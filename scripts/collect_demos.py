@@ -24,6 +24,8 @@ class Arguments:
     """Number of successful demonstrations."""
     noise: float | None = None
     """Standard deviation of the noise on the arm's actions, in action units (the task's own by default)."""
+    nudges: float | None = None
+    """Chance that a step begins a nudge: six steps of a constant push (the task's own by default)."""
     seed: int = 0
     """Seed of the collection, 0 to 999."""
     workers: int | None = None

@@ -21,14 +21,10 @@ def main(config: type[C], run: Callable[[C], object]) -> None:
     """
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
-    parsed = tyro.cli(
-        config,
-        args=arguments,
-        description=(config.__doc__ or "").split("\n\n")[0] + "\n\n--debug shows the traceback of an error.",
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
-    keep_freed_memory()
+    description = (config.__doc__ or "").split("\n\n")[0] + "\n\n--debug shows the traceback of an error."
     try:
+        parsed = tyro.cli(config, args=arguments, description=description, config=(tyro.conf.OmitArgPrefixes,))
+        keep_freed_memory()
         run(parsed)
     except DapsRobotError as error:
         if debug:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,7 @@ def run(config: DistillPolicy) -> dict[str, float]:
     policy = LatentPolicy(networks, tokenizer, Scaler.fit(observations))
     print(f"distilling the tokenizer of {tokenizer_run} on {len(train)} windows of {demos.path}", flush=True)
     description = {
-        "command": config,
+        "command": replace(config, out=None, resume=False, overwrite=False),
         "dataset": {"path": str(demos.path), "sha256": demos.sha256},
         "tokenizer": str(tokenizer_run),
     }
@@ -133,4 +133,9 @@ def newest_run(kind: str, name: str | None, root: Path = Path("runs")) -> Path:
 
 def run_description(directory: Path) -> dict[str, Any]:
     """The config.json of a run."""
-    return load_json(directory / "config.json")
+    path = directory / "config.json"
+    description = load_json(path)
+    dataset = description.get("dataset") if isinstance(description, dict) else None
+    if not isinstance(dataset, dict) or "path" not in dataset:
+        raise CheckpointError(f"{path} does not say which data set the run used: pass --dataset")
+    return description

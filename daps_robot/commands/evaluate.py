@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from daps_robot.commands.distill_policy import newest_run, run_description
 from daps_robot.commands.train_action_vae import split
 from daps_robot.config import load_json, save_json, to_json
-from daps_robot.data.catalog import dataset_name
+from daps_robot.data.catalog import dataset_name, fetch
 from daps_robot.data.demos import EVAL_SEED_START, DemoSet, read_demos
 from daps_robot.errors import ConfigError
 from daps_robot.models.policy import DecodingConfig, LatentPolicy
@@ -106,7 +106,7 @@ def run(config: Evaluate) -> JSON:
     policy = LatentPolicy.from_pretrained(policy_run / "model")
     policy.config = replace(policy.config, decoding=config.decoding)
     description = run_description(policy_run)
-    demos = read_demos(Path(config.dataset or description["dataset"]["path"]), policy.obs_keys)
+    demos = read_demos(fetch(config.dataset or description["dataset"]["path"]), policy.obs_keys)
     out = config.out or policy_run.parent
     tokenizer = policy.tokenizer
     train, valid = split(demos, policy.horizon, policy.history)

@@ -15,6 +15,7 @@ from daps_robot.data.catalog import dataset_name, fetch
 from daps_robot.data.chunks import ChunkDataset
 from daps_robot.data.demos import DemoSet, read_demos
 from daps_robot.data.normalize import Scaler, near_binary
+from daps_robot.errors import DataError
 from daps_robot.estimators import ESTIMATORS, DAPSConfig
 from daps_robot.models.blocks import TransformerConfig
 from daps_robot.models.code_model import CodeModelConfig
@@ -99,7 +100,8 @@ def run(config: TrainActionVAE) -> dict[str, float]:
         flush=True,
     )
     objective = TokenizerObjective(tokenizer, estimator, valid)
-    description = {"command": config, "dataset": {"path": str(demos.path), "sha256": demos.sha256}}
+    command = replace(config, out=None, resume=False, overwrite=False)  # how it is called is no part of what is trained
+    description = {"command": command, "dataset": {"path": str(demos.path), "sha256": demos.sha256}}
     metrics = Trainer(config.trainer, out, description).fit(objective, train, config.resume, config.overwrite)
     save_json({"seconds": time.perf_counter() - started}, out / "timing.json")
     rmse = " ".join(f"{metrics[f'rmse/{i}']:.3f}" for i in range(train.actions.shape[1]))
@@ -115,6 +117,8 @@ def split(demos: DemoSet, horizon: int, history: int = 1) -> tuple[ChunkDataset,
     def windows(names: Sequence[str]) -> ChunkDataset:
         return ChunkDataset([by_name[name] for name in names], demos.obs_keys, horizon, history, str(demos.path))
 
+    if not demos.valid:
+        raise DataError(f"{demos.path} has no demonstrations for validation: name some in mask/valid")
     return windows(demos.train), windows(demos.valid)
 
 

@@ -71,5 +71,6 @@ def near_binary(values: Float[np.ndarray, "n c"]) -> tuple[int, ...]:
     at_low = values - low <= 0.02 * span
     at_high = high - values <= 0.02 * span
     share = (at_low | at_high).mean(0)
-    found = (span > 1e-6) & (share >= BINARY_FRACTION) & at_low.any(0) & at_high.any(0)
+    rarer = np.minimum(at_low.mean(0), at_high.mean(0))
+    found = (span > 1e-6) & (share >= BINARY_FRACTION) & (rarer >= 1 - BINARY_FRACTION)
     return tuple(int(i) for i in np.flatnonzero(found))

@@ -34,9 +34,11 @@ def beta_schedule(step: int, start: float, end: float, steps: int) -> float:
 def daps_weights(r: Float[Tensor, "b k"], log_q: Float[Tensor, "b k"], eta: float | Tensor, beta: float) -> Float[Tensor, "b k"]:
     """w_k = softmax_k[(A_k − β ℓ_k)/(η + β)], the target q* self-normalised over the samples.
 
-    A baseline that is constant over k cancels here and in the effective sample size, so none is subtracted: A_k = r_k.
+    A baseline that is constant over k cancels here and in the effective sample size. The largest reward is subtracted for
+    precision alone: rewards reach 1e5 nats, where float32 would round β ℓ and the quotient to 0.01.
     """
-    return torch.softmax((r.float() - beta * log_q.float()) / (eta + beta), dim=-1)
+    r = r.float()
+    return torch.softmax((r - r.amax(-1, keepdim=True) - beta * log_q.float()) / (eta + beta), dim=-1)
 
 
 def effective_sample_size(weights: Float[Tensor, "b k"]) -> Float[Tensor, " b"]:

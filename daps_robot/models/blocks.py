@@ -15,6 +15,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from daps_robot.errors import ConfigError
+
 
 def sinusoidal_positions(length: int, width: int) -> Float[Tensor, "l d"]:
     """Fixed sinusoidal position table (Vaswani et al. 2017, section 3.5): sines in the first half, cosines in the second."""
@@ -146,6 +148,12 @@ class TransformerConfig:
     heads: int = 4
     layers: int = 1
     mlp_ratio: int = 4
+
+    def __post_init__(self) -> None:
+        if self.heads < 1 or self.width < 1 or self.width % self.heads:
+            raise ConfigError(f"width {self.width} is not a multiple of {self.heads} heads")
+        if self.layers < 1 or self.mlp_ratio < 1:
+            raise ConfigError(f"{self.layers} layers of MLP ratio {self.mlp_ratio}: both must be at least 1")
 
 
 class EncoderBlock(nn.Module):

@@ -94,8 +94,10 @@ class Resample1d(nn.Module):
         if long % short:
             raise ConfigError(f"cannot resample {length_in} steps to {length_out}: one must be a multiple of the other")
         stride = long // short
-        kernel, padding = (3, 1) if stride == 1 else (2 * stride, stride // 2)
-        conv = nn.ConvTranspose1d if length_out > length_in else nn.Conv1d
+        up = length_out > length_in
+        # an odd stride leaves half a step: `forward` cuts what is too long
+        kernel, padding = (3, 1) if stride == 1 else (2 * stride, stride // 2 if up else (stride + 1) // 2)
+        conv = nn.ConvTranspose1d if up else nn.Conv1d
         self.conv = conv(channels_in, channels_out, kernel, stride=stride, padding=padding)
         self.length_out = length_out
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from daps_robot.data.normalize import Scaler
 from daps_robot.errors import ConfigError
 from daps_robot.models.code_model import CodeModel, CodeModelConfig, EmbeddingHead, Memory
+from daps_robot.models.decoders import ChunkDecoderConfig
 from daps_robot.models.frontends import ChunkFrontEndConfig, ObservationFrontEnd, ObservationFrontEndConfig
 from daps_robot.models.pretrained import load_pretrained, restore, save_pretrained
 from daps_robot.models.sampling import beam, expected_embedding, greedy, sample
@@ -75,6 +76,11 @@ class PolicyConfig:
             )
         if not isinstance(self.tokenizer.front_end, ChunkFrontEndConfig):
             raise ConfigError("a policy needs a tokenizer of action chunks")
+        decoder = self.tokenizer.decoder
+        if isinstance(decoder, ChunkDecoderConfig) and decoder.observation and self.obs_keys != self.tokenizer.obs_keys:
+            raise ConfigError(
+                f"the tokenizer's decoder reads {', '.join(self.tokenizer.obs_keys)}: use the same --obs-keys, in that order"
+            )
 
 
 class LatentPolicy(nn.Module):

@@ -90,6 +90,8 @@ class FSQPosterior(nn.Module):
         self.config = config
         self.trunk = CodeTrunk(CodeModelConfig(config.positions, config.vocabulary, False, config.transformer))
         self.quantizer = FSQ(levels or fsq_levels(config.vocabulary))
+        if self.quantizer.codebook_size > config.vocabulary:
+            raise ConfigError(f"FSQ levels {levels} make more codes than the vocabulary of {config.vocabulary}: use fewer")
         self.project_in = nn.Linear(width, len(self.quantizer.levels))
         self.project_out = nn.Linear(len(self.quantizer.levels), width)
 

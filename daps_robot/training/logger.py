@@ -26,7 +26,7 @@ class MetricLogger:
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # slow to import
 
-            self.writer = SummaryWriter(str(directory / "tensorboard"), purge_step=first_step or None)
+            self.writer = SummaryWriter(str(directory / "tensorboard"), purge_step=first_step + 1 if first_step else None)
 
     def log(self, step: int, split: str, metrics: dict[str, float]) -> None:
         # JSON has no NaN: a metric that is not finite is written as null, not dropped

@@ -27,4 +27,4 @@ def squared_error(
     error = (x - y).double().square()
     if mask is None:
         return error.flatten(0, -2).sum(0), torch.tensor(float(error[..., 0].numel()))
-    return (error * mask[..., None]).flatten(0, -2).sum(0), mask.sum()
+    return (error * mask[..., None]).flatten(0, -2).sum(0), mask.sum().float()

@@ -40,6 +40,8 @@ class OptimizerConfig:
             raise ConfigError(f"learning rate {self.lr} must be positive")
         if not 0 <= self.decay_fraction <= 1 or not 0 <= self.ema < 1:
             raise ConfigError("decay_fraction lies in [0, 1], ema in [0, 1)")
+        if not 0 <= self.beta2 < 1 or not self.weight_decay >= 0 or not self.clip_value > 0 or self.warmup_steps < 0:
+            raise ConfigError("beta2 lies in [0, 1), weight_decay and warmup_steps are at least 0, clip_value is positive")
 
 
 def make_optimizer(config: OptimizerConfig, module: nn.Module, own_rates: dict[str, float]) -> torch.optim.AdamW:
@@ -85,6 +87,8 @@ def clip_gradients(config: OptimizerConfig, optimizer: torch.optim.Optimizer) ->
     gradients = [p.grad for p in parameters]
     norms = torch._foreach_norm(gradients)
     total = torch.stack(norms).norm()
+    if not total.isfinite():
+        return total  # the step is skipped; the gradients stay, to tell which of them is at fault
     if config.clip == "norm":
         torch._foreach_mul_(gradients, (config.clip_value / (total + 1e-6)).clamp(max=1.0))
     elif config.clip == "agc":

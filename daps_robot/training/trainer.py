@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from daps_robot.checkpoints import load_state, owned_directory, save_state
 from daps_robot.config import differences, load_json, save_json, to_json
-from daps_robot.errors import ConfigError, DapsRobotError, RunDirectoryError
+from daps_robot.errors import CheckpointError, ConfigError, DapsRobotError, RunDirectoryError
 from daps_robot.estimators.base import Loss
 from daps_robot.training.logger import MetricLogger
 from daps_robot.training.optimizer import (
@@ -39,6 +39,7 @@ from daps_robot.training.optimizer import (
 )
 
 
+@runtime_checkable
 class Batches(Protocol):
     """Data that can be gathered by index."""
 
@@ -109,6 +110,8 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         if self.max_steps < 1 or self.batch_size < 1 or self.log_every < 1 or self.eval_every < 0:
             raise ConfigError("max_steps, batch_size and log_every must be at least 1, eval_every at least 0")
+        if self.seed < 0 or self.max_minutes < 0:
+            raise ConfigError(f"seed {self.seed} and max_minutes {self.max_minutes} must not be negative")
 
 
 @dataclass
@@ -122,6 +125,7 @@ class Progress:
     evaluations_since_best: int = 0
     skipped: int = 0
     skipped_in_a_row: int = 0
+    finished: bool = False
 
 
 def step_seed(seed: int, step: int) -> int:
@@ -193,20 +197,23 @@ class Trainer:
 
     def _fit(self, objective: Objective, data: Batches, resume: bool, stop: _Stop) -> dict[str, float]:
         config, progress = self.config, Progress()
-        fabric = Fabric(accelerator=config.device, devices=1, precision=config.precision)  # type: ignore[arg-type]
+        try:
+            fabric = Fabric(accelerator=config.device, devices=1, precision=config.precision)  # type: ignore[arg-type]
+        except (ValueError, RuntimeError) as error:
+            raise ConfigError(f"device {config.device!r} in {config.precision!r} cannot be used: {error}") from error
         optimizer = make_optimizer(config.optimizer, objective, objective.own_learning_rates())
         model, optimizer = fabric.setup(objective, optimizer)
         average = WeightAverage(objective, config.optimizer.ema) if config.optimizer.ema else None
-        if resume and (self.directory / "state.pt").is_file():
-            self._load(objective, optimizer, average, progress)
-        logger = MetricLogger(self.directory, progress.step, config.tensorboard)
         interval = _Mean()
+        if resume and (self.directory / "state.pt").is_file():
+            self._load(objective, optimizer, average, progress, interval)
+        logger = MetricLogger(self.directory, progress.step, config.tensorboard)
         last: dict[str, float] = {}
         bar = tqdm(total=config.max_steps, initial=progress.step, disable=not sys.stderr.isatty(), unit="step")
         clock = time.perf_counter()
         next_line = clock
         try:
-            while progress.step < config.max_steps:
+            while progress.step < config.max_steps and not progress.finished:
                 step = progress.step
                 torch.manual_seed(step_seed(config.seed, step))
                 set_learning_rates(optimizer, learning_rate_scale(config.optimizer, step, config.max_steps))
@@ -217,12 +224,12 @@ class Trainer:
                 if torch.isfinite(norm + loss.value.detach()):
                     optimizer.step()
                     progress.skipped_in_a_row = 0
+                    interval.add({"loss": loss.value.detach(), "gradient_norm": norm, **loss.metrics})
                 else:
                     self._skip(objective, progress)
                 optimizer.zero_grad()
                 if average is not None:
                     average.update(step)
-                interval.add({"loss": loss.value.detach(), "gradient_norm": norm, **loss.metrics})
                 progress.step += 1
                 bar.update()
 
@@ -232,7 +239,7 @@ class Trainer:
                     means = interval.means()
                     last = {f"train/{name}": value for name, value in means.items()}
                     rate = {"seconds": progress.seconds, "steps_per_second": progress.step / progress.seconds}
-                    logger.log(progress.step, "train", {**means, "skipped": progress.skipped, **rate})
+                    logger.log(progress.step, "train", {**means, "skipped": float(progress.skipped), **rate})
                     if bar.disable and now >= next_line:
                         print(_line(progress, config, means), flush=True)
                         next_line = now + 10
@@ -242,17 +249,18 @@ class Trainer:
                     self._evaluate(objective, average, progress, logger, last)
                     finished = finished or 0 < config.patience <= progress.evaluations_since_best
                     if not finished:
-                        self._save(objective, optimizer, average, progress)
+                        self._save(objective, optimizer, average, progress, interval)
                     clock = time.perf_counter()
                 if finished:
+                    progress.finished = True
                     break
                 if stop.requested:
-                    self._save(objective, optimizer, average, progress)
+                    self._save(objective, optimizer, average, progress, interval)
                     raise KeyboardInterrupt(f"stopped at step {progress.step}; state saved in {self.directory}")
         finally:
             bar.close()
             logger.close()
-        self._save(objective, optimizer, average, progress)
+        self._save(objective, optimizer, average, progress, interval)
         return load_json(self.directory / "best.json")
 
     def _skip(self, objective: Objective, progress: Progress) -> None:
@@ -283,8 +291,9 @@ class Trainer:
         for warning in objective.warnings({**last, **metrics}):
             print(f"warning: {warning}", file=sys.stderr, flush=True)
         progress.evaluations_since_best += 1
-        if metrics[objective.criterion] < progress.best or not (self.directory / "best.json").is_file():
-            progress.best, progress.best_step = metrics[objective.criterion], progress.step
+        value = metrics[objective.criterion]
+        if value < progress.best or not (self.directory / "best.json").is_file():
+            progress.best, progress.best_step = (value if math.isfinite(value) else math.inf), progress.step
             progress.evaluations_since_best = 0
             objective.save(self.directory / "model")
             save_json(metrics, self.directory / "best.json")
@@ -292,23 +301,33 @@ class Trainer:
         if average is not None:
             average.swap()
 
-    def _save(self, objective: Objective, optimizer: Any, average: WeightAverage | None, progress: Progress) -> None:
+    def _save(
+        self, objective: Objective, optimizer: Any, average: WeightAverage | None, progress: Progress, interval: _Mean
+    ) -> None:
         state = {
             "model": objective.state_dict(),
             "optimizer": optimizer.state_dict(),
             "average": None if average is None else average.average,
             "progress": vars(progress),
+            "interval": vars(interval),
         }
         save_state(state, self.directory / "state.pt")
 
-    def _load(self, objective: Objective, optimizer: Any, average: WeightAverage | None, progress: Progress) -> None:
-        state = load_state(self.directory / "state.pt")
-        objective.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        if average is not None:
-            for own, saved in zip(average.average, state["average"], strict=True):
-                own.copy_(saved)
-        vars(progress).update(state["progress"])
+    def _load(
+        self, objective: Objective, optimizer: Any, average: WeightAverage | None, progress: Progress, interval: _Mean
+    ) -> None:
+        path = self.directory / "state.pt"
+        state = load_state(path)
+        try:
+            objective.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            if average is not None:
+                for own, saved in zip(average.average, state["average"], strict=True):
+                    own.copy_(saved)
+            vars(progress).update(state["progress"])
+            vars(interval).update(state["interval"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{path} is not the training state of this run: start anew with --overwrite") from error
 
 
 class _Mean:
