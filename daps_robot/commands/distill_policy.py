@@ -112,23 +112,23 @@ def run(config: DistillPolicy) -> dict[str, float]:
     }
     objective = DistillObjective(policy, valid, config.codes)
     metrics = Trainer(config.trainer, out, description).fit(objective, train, config.resume, config.overwrite)
-    save_json({"seconds": time.perf_counter() - started}, out / "timing.json")
+    save_json({"policy": time.perf_counter() - started}, out / "timing.json")
     accuracy = " ".join(f"{metrics[f'accuracy/{i}']:.2f}" for i in range(codes.positions))
     print(f"validation: {metrics['nll']:.2f} nats a chunk, accuracy per position {accuracy}; policy in {out}")
     return metrics
 
 
 def newest_run(kind: str, name: str | None, root: Path = Path("runs")) -> Path:
-    """The newest run of a kind ("tokenizer", "policy") that holds a model, of one data set or of any.
+    """The newest finished run of a kind ("tokenizer", "policy"), of one data set or of any.
 
     Raises:
         CheckpointError: there is none.
     """
-    runs = list(root.glob(f"{name or '*'}/{kind}/model/config.json"))
+    runs = list(root.glob(f"{name or '*'}/{kind}/timing.json"))  # the last file that a run writes
     if not runs:
         script = {"tokenizer": "train_action_vae.py", "policy": "distill_policy.py"}[kind]
         raise CheckpointError(f"no trained {kind} under {root / (name or '*')}: run scripts/{script} first, or pass --{kind}")
-    return max(runs, key=lambda path: path.stat().st_mtime).parents[1]
+    return max(runs, key=lambda path: path.stat().st_mtime).parent
 
 
 def run_description(directory: Path) -> dict[str, Any]:

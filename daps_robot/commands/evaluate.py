@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,7 @@ def run(config: Evaluate) -> JSON:
     name = dataset_name(config.dataset) if config.dataset else None
     policy_run = config.policy or newest_run("policy", name)
     policy = LatentPolicy.from_pretrained(policy_run / "model")
-    policy.config = replace(policy.config, decoding=config.decoding)
+    policy = policy.with_decoding(config.decoding)
     description = run_description(policy_run)
     demos = read_demos(fetch(config.dataset or description["dataset"]["path"]), policy.obs_keys)
     out = config.out or policy_run.parent
@@ -177,12 +177,20 @@ def roll_out(
         videos=config.videos,
         **common,
     )
-    lap("rollouts")
     print(f"success rate {describe(played)}", flush=True)
+    lap("rollouts")
+    report: JSON = {}
+    if policy.config.decoding.method == "expected":
+        through_codes = policy.with_decoding(DecodingConfig("greedy"))
+        greedy = evaluate(env_id, through_codes, first_seed=config.first_seed, episodes=config.episodes, **common)
+        print(f"  with the most likely codes in place of the expected embedding {describe(greedy)}", flush=True)
+        report["greedy_success_rate"], report["greedy_ci95"] = greedy.success_rate, list(greedy.ci95)
+        lap("greedy_rollouts")
     assert played.observations is not None
     latency = plan_latency(policy, played.observations)
     lap("latency")
-    report: JSON = {
+    report |= {
+        "decoding": policy.config.decoding.method,
         "success_rate": played.success_rate,
         "successes": played.successes,
         "episodes": played.episodes,
@@ -206,6 +214,7 @@ def roll_out(
             "tokenizer_ceiling": ceiling.success_rate,
             "tokenizer_ceiling_ci95": list(ceiling.ci95),
             "other_codes_ceiling": other.success_rate,
+            "other_codes_ceiling_ci95": list(other.ci95),
             "replay_success": {"tokenized": tokenized.success_rate, "plain": plain.success_rate},
         }
     return report
@@ -231,9 +240,8 @@ def reconstruction_rmse(tokenizer: Reconstructor, demos: DemoSet, horizon: int) 
 
 def stage_seconds(policy_run: Path, description: JSON) -> dict[str, float]:
     """How long the earlier stages took, one number a stage."""
-    runs = {"tokenizer": Path(description["tokenizer"]), "policy": policy_run}
-    found = {stage: run / "timing.json" for stage, run in runs.items()}
-    return {stage: load_json(path)["seconds"] for stage, path in found.items() if path.is_file()}
+    found = (Path(description["tokenizer"]) / "timing.json", policy_run / "timing.json")
+    return {stage: seconds for path in found if path.is_file() for stage, seconds in load_json(path).items()}
 
 
 def tokenizer_description(description: JSON) -> JSON | None:

@@ -88,7 +88,9 @@ def run(config: TrainActionVAE) -> dict[str, float]:
     """Train; the metrics of the best validation. The tokenizer lies in <out>/model."""
     started = time.perf_counter()
     estimator_class = ESTIMATORS[config.estimator]
-    demos = read_demos(fetch(config.dataset), config.obs_keys or None)
+    path = fetch(config.dataset)
+    fetched = time.perf_counter()
+    demos = read_demos(path, config.obs_keys or None)
     out = config.out or Path("runs") / dataset_name(config.dataset) / "tokenizer"
     train, valid = split(demos, config.tokenizer.horizon)
     torch.manual_seed(config.trainer.seed)
@@ -103,7 +105,7 @@ def run(config: TrainActionVAE) -> dict[str, float]:
     command = replace(config, out=None, resume=False, overwrite=False)  # how it is called is no part of what is trained
     description = {"command": command, "dataset": {"path": str(demos.path), "sha256": demos.sha256}}
     metrics = Trainer(config.trainer, out, description).fit(objective, train, config.resume, config.overwrite)
-    save_json({"seconds": time.perf_counter() - started}, out / "timing.json")
+    save_json({"demonstrations": fetched - started, "tokenizer": time.perf_counter() - fetched}, out / "timing.json")
     rmse = " ".join(f"{metrics[f'rmse/{i}']:.3f}" for i in range(train.actions.shape[1]))
     print(f"reconstruction error per action dimension (RMSE, action units): {rmse}")
     print(f"codes in effective use: {metrics['perplexity']:.0f} of {config.tokenizer.vocabulary} a position; tokenizer in {out}")

@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from daps_robot.errors import ConfigError
 from daps_robot.estimators.base import ESTIMATORS, Estimator, Loss
@@ -72,7 +73,7 @@ def solve_eta(
     ess_target: float,
     bounds: tuple[float, float],
     per_input: bool = False,
-    iterations: int = 24,
+    iterations: int = 18,
 ) -> tuple[Float[Tensor, "b 1"], Float[Tensor, "b 1"]]:
     """η in `bounds` at which the ESS (its mean over the batch, or each input's) meets K·ess_target, by bisection on log η.
 
@@ -119,6 +120,7 @@ class DAPSConfig:
         beta_start, beta_end: β falls geometrically from one to the other over the DAPS steps.
         warm_start_steps: steps of the quantiser phase before DAPS; 0 starts from scratch.
         teach_steps: the last of them, in which only the code model learns, from a quantiser that no longer moves.
+        recompute_decoder: compute the decoder's activations again in the backward pass instead of keeping them.
     """
 
     k: int = 8
@@ -133,6 +135,7 @@ class DAPSConfig:
     beta_end: float = 0.01
     warm_start_steps: int = 1000
     teach_steps: int = 300
+    recompute_decoder: bool = False
 
     def __post_init__(self) -> None:
         if self.k < 2:
@@ -188,7 +191,10 @@ class DAPS(Estimator):
         uniforms = torch.rand(len(inputs.x), config.k, posterior.config.positions, device=inputs.x.device)
         z = sample(posterior, memory, uniforms)
         log_q = posterior.log_prob(memory, z.codes).sum(-1)
-        r = tokenizer.log_likelihood(z.codes, inputs)
+        if config.recompute_decoder:
+            r = checkpoint(tokenizer.log_likelihood, z.codes, inputs, use_reentrant=False)
+        else:
+            r = tokenizer.log_likelihood(z.codes, inputs)
 
         with torch.no_grad():
             eta, clamped = self._eta(r, log_q, beta)

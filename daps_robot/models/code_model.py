@@ -16,6 +16,7 @@ import torch
 from einops import repeat
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from daps_robot.errors import ConfigError
 from daps_robot.models.blocks import Cache, DecoderBlock, TransformerConfig, sinusoidal_positions
@@ -184,6 +185,7 @@ class _CodeLogProb(torch.autograd.Function):
         return logits.gather(-1, codes[..., None])[..., 0] - log_z
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         logits, log_z, codes = ctx.saved_tensors
         of_logits = (logits - log_z[..., None]).exp_().mul_(-gradient[..., None])

@@ -5,7 +5,8 @@ o ──scaler──► observation front end ──memory──► π(z|o) ─�
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import copy
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -144,6 +145,12 @@ class LatentPolicy(nn.Module):
         """Action chunks in the environment's units; see `daps_robot.types.Policy`."""
         observations = torch.from_numpy(request.observations).to(self.scaler.shift.device)
         return self.chunks(observations, request.keys).cpu().numpy()
+
+    def with_decoding(self, decoding: DecodingConfig) -> LatentPolicy:
+        """A policy with the same weights (shared, not copied) and another decoding."""
+        other = copy.copy(self)
+        other.config = replace(self.config, decoding=decoding)
+        return other
 
     def save_pretrained(self, directory: Path) -> None:
         """Write everything that acting needs, the tokenizer included."""

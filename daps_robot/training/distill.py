@@ -47,8 +47,8 @@ class DistillObjective(Objective):
         """Over the whole validation split, against the tokenizer's most likely codes.
 
         `nll`: nats per chunk. `accuracy/i`: share of windows whose code i is the most likely one given the true codes before
-        it. `rmse/i`: of the policy's chunk, by its configured decoding, in action units. `chunk_error`: mean of the squared errors
-        over dimensions, each divided by the dimension's variance.
+        it. `rmse/i`: of the policy's chunk, by its configured decoding, in action units. `chunk_error`: mean over dimensions of
+        the squared error, each divided by the square of the dimension's scale.
         """
         policy = self.policy
         device = policy.scaler.shift.device

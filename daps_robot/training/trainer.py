@@ -179,8 +179,10 @@ class Trainer:
 
     def _claim(self, resume: bool, overwrite: bool) -> None:
         path = self.directory / "config.json"
-        if overwrite and not resume:
-            for name in ("config.json", "state.pt", "best.json", "metrics.jsonl"):
+        if overwrite and resume:
+            raise ConfigError("--resume goes on with a run and --overwrite throws it away: give one of them")
+        if overwrite:
+            for name in ("config.json", "state.pt", "best.json", "metrics.jsonl", "timing.json"):
                 (self.directory / name).unlink(missing_ok=True)
             for name in ("model", "tensorboard"):
                 shutil.rmtree(self.directory / name, ignore_errors=True)

@@ -91,7 +91,7 @@ def test_the_tokenizer_is_trained(place):
     config = from_json(TrainActionVAE, description["command"])
     assert (config.dataset, config.trainer.max_steps, config.daps.teach_steps) == ("toy", 12, 2)
     assert len(description["dataset"]["sha256"]) == 64
-    assert json.loads((run / "timing.json").read_text())["seconds"] > 0
+    assert set(json.loads((run / "timing.json").read_text())) == {"demonstrations", "tokenizer"}
     assert list((run / "tensorboard").iterdir())
     assert "6 demonstrations" not in place.joinpath("train.txt").read_text()  # two of the six are held out
     assert "64 bits a chunk of 16" in place.joinpath("train.txt").read_text()
