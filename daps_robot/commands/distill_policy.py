@@ -70,7 +70,7 @@ class DistillPolicy:
     policy: LatentPolicyConfig = field(default_factory=LatentPolicyConfig)
     trainer: TrainerConfig = field(
         default_factory=lambda: TrainerConfig(
-            max_steps=1000,
+            max_steps=1500,
             batch_size=128,
             optimizer=OptimizerConfig(lr=2e-3, weight_decay=1e-2, warmup_steps=50, decay_fraction=0.5, clip="norm", ema=0.995),
         )

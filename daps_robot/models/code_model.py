@@ -180,13 +180,13 @@ class _CodeLogProb(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, codes: Tensor) -> Tensor:
-        log_z = logits.logsumexp(-1)
-        ctx.save_for_backward(logits, log_z, codes)
-        return logits.gather(-1, codes[..., None])[..., 0] - log_z
+        log_probs = logits.log_softmax(-1)
+        ctx.save_for_backward(log_probs, codes)
+        return log_probs.gather(-1, codes[..., None])[..., 0]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        logits, log_z, codes = ctx.saved_tensors
-        of_logits = (logits - log_z[..., None]).exp_().mul_(-gradient[..., None])
+        log_probs, codes = ctx.saved_tensors
+        of_logits = log_probs.exp().mul_(-gradient[..., None])
         return of_logits.scatter_add_(-1, codes[..., None], gradient[..., None]), None

@@ -1,0 +1,72 @@
+"""Every preset is built, saved, read back and trained for a step; the benchmark prints what it promises."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from daps_robot.config import from_json, to_json
+from daps_robot.errors import ConfigError
+from daps_robot.estimators import ESTIMATORS
+from daps_robot.models.tokenizer import Inputs, Tokenizer
+from daps_robot.presets import PRESETS, Preset, preset
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_a_preset_survives_json(name):
+    assert from_json(Preset, json.loads(json.dumps(to_json(PRESETS[name])))) == PRESETS[name]
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+@pytest.mark.parametrize("estimator", ["daps", "daps-published", "fsq"])
+def test_a_preset_trains(name, estimator):
+    torch.manual_seed(0)
+    chosen = preset(name)
+    kind = ESTIMATORS[estimator]
+    tokenizer = Tokenizer(kind.tokenizer_config(chosen.tokenizer))
+    x = torch.rand(2, *chosen.tokenizer.front_end.shape).round()
+    loss = kind(tokenizer, chosen.daps, total_steps=10).loss(Inputs(x), 0)
+    loss.value.backward()
+    trained = [*tokenizer.front_end.parameters(), *tokenizer.decoder.parameters(), *tokenizer.posterior.parameters()]
+    assert loss.value.isfinite() and all(p.grad is not None and p.grad.isfinite().all() for p in trained)
+
+
+def test_recomputing_the_decoder_changes_no_gradient():
+    chosen = preset("chunk16")
+    x, gradients = torch.randn(3, 16, 7), []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        tokenizer = Tokenizer(chosen.tokenizer)
+        kind = ESTIMATORS["daps"]
+        kind(tokenizer, replace(chosen.daps, recompute_decoder=recompute), 10).loss(Inputs(x), 0).value.backward()
+        gradients.append([p.grad for p in tokenizer.parameters() if p.grad is not None])
+    for kept, recomputed in zip(*gradients, strict=True):
+        torch.testing.assert_close(kept, recomputed)
+
+
+def test_an_unknown_preset_names_the_nearest():
+    with pytest.raises(ConfigError, match="mnist"):
+        preset("mnits")
+
+
+def test_the_benchmark_ends_with_json(tmp_path):
+    command = [sys.executable, str(ROOT / "scripts/benchmark.py"), "train", "--preset", "mnist", "--batch-size", "4"]
+    done = subprocess.run([*command, "--steps", "1", "--json"], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert {
+        "steps_per_second",
+        "peak_memory_gb",
+        "matmul_ms",
+        "sampling_ms",
+        "encoder_ms",
+        "decoder_ms",
+        "data",
+    } <= figures.keys()

@@ -1,0 +1,63 @@
+"""What the README tells people to type works: its commands, in order, with settings small enough for a test."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TRAIN = ["--overwrite", "--max-steps", "12", "--batch-size", "8", "--eval-every", "6", "--no-tensorboard"]
+SMALL = {
+    "collect_demos.py": ["--demos", "6"],
+    "train_action_vae.py": [*TRAIN, "--warm-start-steps", "6", "--teach-steps", "2", "--width", "16", "--layers", "1"],
+    "distill_policy.py": [*TRAIN, "--width", "16", "--layers", "1"],
+    "evaluate.py": ["--episodes", "2", "--ceiling-episodes", "2", "--videos", "0", "--max-steps", "16", "--slots", "2"],
+    "benchmark.py": ["--steps", "1"],
+}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    lines = [line.split("#")[0].strip() for block in blocks("sh") for line in block.splitlines()]
+    return [shlex.split(line) for line in lines if line.startswith("python scripts/")]
+
+
+def run(command: list[str], place: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *command], cwd=place, capture_output=True, text=True, timeout=200)
+
+
+def test_the_readme_shows_every_script():
+    assert {Path(command[1]).name for command in commands()} == {path.name for path in (ROOT / "scripts").glob("*.py")}
+
+
+@pytest.mark.slow
+def test_commands_and_python_of_the_readme(tmp_path):
+    pytest.importorskip("robosuite")
+    for command in commands():
+        script = Path(command[1]).name
+        arguments = [argument.replace("path/to/my_task.hdf5", "data/lift.hdf5") for argument in command[2:]]
+        done = run([str(ROOT / "scripts" / script), *arguments, *SMALL[script]], tmp_path)
+        assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
+    report = json.loads((tmp_path / "runs/lift/report.json").read_text())
+    assert 0 <= report["success_rate"] <= 1 and report["episodes"] == 2
+    assert set(report["seconds"]) >= {"tokenizer", "policy", "rollouts", "ceiling"}
+    assert report["bits_per_chunk"] == 64 and len(report["reconstruction_rmse"]) == 7
+    assert (tmp_path / "runs/lift/report.html").stat().st_size > 10_000
+    for block in blocks("python"):
+        done = run(["-c", block], tmp_path)
+        assert done.returncode == 0, f"{block}\n{done.stderr}"
+
+
+def test_the_make_targets_of_the_readme_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"(?:`|^)make (\w+)", (ROOT / "README.md").read_text(), re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
