@@ -5,6 +5,7 @@ Every file is written under a temporary name, flushed and renamed: a reader find
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from collections.abc import Iterator
@@ -34,8 +35,12 @@ def write_atomically(path: Path, write: Any) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except (OSError, RuntimeError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
-        raise RunDirectoryError(f"cannot write {path}: {error}. The last good file is untouched.") from error
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
+        raise RunDirectoryError(
+            f"cannot write {path}: {short(cause)}. What was there before is untouched; free some space and --resume."
+        ) from error
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
@@ -79,7 +84,12 @@ def load_weights(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> N
 
 def save_state(state: dict[str, Any], path: Path) -> None:
     """Training state (tensors, numbers, strings, lists, dictionaries), atomically."""
-    write_atomically(path, lambda temporary: torch.save(state, temporary))
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:  # torch's own writer would hide why it failed
+            torch.save(state, file)
+
+    write_atomically(path, write)
 
 
 def load_state(path: Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from daps_robot.data.demo_writer import DemoWriter, Episode
 from daps_robot.envs.episodes import record_episode
 from daps_robot.envs.simulator import import_robosuite
 from daps_robot.envs.tasks import CanEnv, LiftEnv, RobosuiteEnv, SquareEnv
-from daps_robot.errors import ConfigError, SimulationError
+from daps_robot.errors import ConfigError, DataError, SimulationError
 
 SEEDS_PER_COLLECTION = 1_000_000
 _MAX_COLLECTION_SEED = 999  # the seeds of demonstrations stay below those of evaluations (demos.EVAL_SEED_START)
@@ -79,6 +79,7 @@ def collect_demos(
     seed: int = 0,
     workers: int | None = None,
     valid_fraction: float = 0.1,
+    overwrite: bool = False,
 ) -> CollectionReport:
     """Writes a file of successful demonstrations in robomimic's layout.
 
@@ -87,13 +88,14 @@ def collect_demos(
 
     Args:
         task: lift, can or square.
-        out: the file; data/<task>.hdf5 by default. An existing one is replaced when the new one is complete.
+        out: the file; data/<task>.hdf5 by default.
         demos: how many.
         noise: standard deviation of the Gaussian noise on the arm's actions; None takes the task's own.
         nudges: chance that a step begins a nudge (see `envs.experts.Expert`); None takes the task's own.
         seed: of the collection, 0 to 999.
         workers: processes; None takes one per processor.
         valid_fraction: of the demonstrations are put in mask/valid, the others in mask/train.
+        overwrite: replace an existing file, once the new one is complete.
 
     Raises:
         ConfigError: an argument that cannot be.
@@ -106,6 +108,8 @@ def collect_demos(
     noise = chosen.noise if noise is None else noise
     nudges = chosen.nudges if nudges is None else nudges
     out = Path("data", f"{task}.hdf5") if out is None else Path(out)
+    if out.exists() and not overwrite:
+        raise DataError(f"{out} exists: choose another --out, or pass --overwrite to replace it.")
     robosuite = import_robosuite()
     settings = {
         "env_id": chosen.env.env_id,

@@ -32,6 +32,8 @@ class Arguments:
     """Processes; one per processor by default. The file does not depend on it."""
     valid_fraction: float = 0.1
     """Share of the demonstrations kept for validation."""
+    overwrite: bool = False
+    """Replace an existing file, once the new one is complete."""
     debug: bool = False
     """Show the traceback of an error."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -124,7 +125,7 @@ def newest_run(kind: str, name: str | None, root: Path = Path("runs")) -> Path:
     Raises:
         CheckpointError: there is none.
     """
-    runs = list(root.glob(f"{name or '*'}/{kind}/timing.json"))  # the last file that a run writes
+    runs = list(root.glob(f"{glob.escape(name) if name else '*'}/{kind}/timing.json"))  # the last file that a run writes
     if not runs:
         script = {"tokenizer": "train_action_vae.py", "policy": "distill_policy.py"}[kind]
         raise CheckpointError(f"no trained {kind} under {root / (name or '*')}: run scripts/{script} first, or pass --{kind}")

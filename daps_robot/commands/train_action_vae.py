@@ -114,13 +114,14 @@ def run(config: TrainActionVAE) -> dict[str, float]:
 
 def split(demos: DemoSet, horizon: int, history: int = 1) -> tuple[ChunkDataset, ChunkDataset]:
     """Windows of the training and of the validation demonstrations."""
-    by_name = {demo.name: demo for demo in demos.demos}
 
     def windows(names: Sequence[str]) -> ChunkDataset:
-        return ChunkDataset([by_name[name] for name in names], demos.obs_keys, horizon, history, str(demos.path))
+        return ChunkDataset(demos.select(names), demos.obs_keys, horizon, history, str(demos.path))
 
     if not demos.valid:
-        raise DataError(f"{demos.path} has no demonstrations for validation: name some in mask/valid")
+        raise DataError(
+            f"{demos.path} holds no demonstration out for validation: it needs two or more, or some named in mask/valid"
+        )
     return windows(demos.train), windows(demos.valid)
 
 

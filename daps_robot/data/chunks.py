@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from daps_robot.errors import DataError
+from daps_robot.errors import ConfigError, DataError
 from daps_robot.types import ChunkBatch, Demo
 
 
@@ -33,6 +33,8 @@ class ChunkDataset:
         self, demos: Sequence[Demo], obs_keys: Sequence[str], horizon: int, history: int = 1, where: str = "the data set"
     ) -> None:
         """Raises DataError, naming the file `where`, if there is no demonstration or one is shorter than a chunk."""
+        if horizon < 1 or history < 1:
+            raise ConfigError(f"a horizon of {horizon} steps and a history of {history}: each must be at least 1")
         if not demos:
             raise DataError(f"{where} has no demonstrations in this split to cut into chunks")
         for demo in demos:

@@ -16,7 +16,7 @@ BINARY_FRACTION = 0.99
 class Scaler(nn.Module):
     """An invertible affine map of the last axis; its numbers are part of the model's checkpoint.
 
-    Constant dimensions have scale 1, so they normalise to 0 and come back exactly.
+    Constant dimensions normalise to 0, with the smallest scale of the others (1 where all are constant).
     """
 
     shift: Tensor
@@ -50,6 +50,8 @@ class Scaler(nn.Module):
             moving = ~constant
             moving[list(binary)] = False
             scale[moving] = np.sqrt(np.mean(np.square(scale[moving]))) if moving.any() else 1.0
+        if constant.any() and not constant.all():
+            scale[constant] = scale[~constant].min()  # so that a decoder's error there is small in the data's units too
         for i in binary:
             shift[i], scale[i] = low[i], high[i] - low[i]
         return cls(torch.from_numpy(shift), torch.from_numpy(scale))

@@ -32,8 +32,8 @@ class WarmStart(nn.Module):
         posterior = tokenizer.posterior
         assert isinstance(posterior, CodeModel)
         teaching_only = step >= self.teach_from
-        memory = tokenizer.front_end(inputs.x)
         with torch.set_grad_enabled(not teaching_only):
+            memory = tokenizer.front_end(inputs.x)
             embedded, codes = self.quantizer.quantize(self.quantizer.prepare(memory))
         student_memory = posterior.prepare(memory.detach())
         nll = -posterior.log_prob(student_memory, codes[:, None]).sum(-1).mean()

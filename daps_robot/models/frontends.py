@@ -28,6 +28,10 @@ class ChunkFrontEndConfig:
     tokens: int = 8
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
 
+    def __post_init__(self) -> None:
+        if min(self.horizon, self.channels, self.tokens) < 1:
+            raise ConfigError(f"chunks of {self.horizon} steps × {self.channels} in {self.tokens} tokens: each at least 1")
+
     @property
     def shape(self) -> tuple[int, ...]:
         """Of one input."""
@@ -81,6 +85,12 @@ class ObservationFrontEndConfig:
     hidden: int = 256
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
 
+    def __post_init__(self) -> None:
+        if min(self.history, self.channels, self.tokens_per_step, self.hidden) < 1:
+            raise ConfigError(
+                f"{self.history} observations of {self.channels} values in {self.tokens_per_step} tokens: at least 1"
+            )
+
 
 FrontEndConfig = ChunkFrontEndConfig | PatchFrontEndConfig
 
@@ -92,7 +102,9 @@ class Resample1d(nn.Module):
         super().__init__()
         long, short = max(length_in, length_out), min(length_in, length_out)
         if long % short:
-            raise ConfigError(f"cannot resample {length_in} steps to {length_out}: one must be a multiple of the other")
+            raise ConfigError(
+                f"cannot resample {length_in} steps to {length_out}: one must be a multiple of the other (--horizon, --positions)"
+            )
         stride = long // short
         up = length_out > length_in
         # an odd stride leaves half a step: `forward` cuts what is too long

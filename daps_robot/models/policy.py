@@ -99,7 +99,7 @@ class LatentPolicy(nn.Module):
         if config.embedding_head:
             vectors = self.tokenizer.embedding.weight
             self.code_model.head = EmbeddingHead(config.codes.transformer.width, vectors)
-        self.obs_keys = config.obs_keys
+        self.obs_keys, self.observation_dim = config.obs_keys, config.front_end.channels
         self.history = config.front_end.history
         chunk = config.tokenizer.front_end
         assert isinstance(chunk, ChunkFrontEndConfig)

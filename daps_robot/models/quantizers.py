@@ -56,7 +56,7 @@ class FSQ(nn.Module):
     def forward(self, z: Float[Tensor, "... n"]) -> Quantized:
         bounded = torch.tanh(z.float() + self.shift) * self.span - self.offset  # float32: bf16 would merge codes
         rounded = bounded + (bounded.round() - bounded).detach()
-        digits = rounded.detach().round().long() + self.half_width.long()
+        digits = rounded.detach().nan_to_num().round().long() + self.half_width.long()
         return Quantized(rounded / self.half_width, (digits * self.radix).sum(-1))
 
     def codebook(self) -> Float[Tensor, "v n"]:

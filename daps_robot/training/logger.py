@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from pathlib import Path
@@ -34,16 +35,18 @@ class MetricLogger:
         try:
             self.file.write(json.dumps({"step": step, "split": split, **row}) + "\n")
             self.file.flush()
+            if self.writer is not None:
+                for name, value in metrics.items():
+                    self.writer.add_scalar(f"{split}/{name}", value, step)
         except OSError as error:
-            raise RunDirectoryError(f"cannot write {self.path}: {error.strerror}") from error
-        if self.writer is not None:
-            for name, value in metrics.items():
-                self.writer.add_scalar(f"{split}/{name}", value, step)
+            raise RunDirectoryError(f"cannot write the metrics in {self.path.parent}: {error.strerror}") from error
 
     def close(self) -> None:
-        self.file.close()
-        if self.writer is not None:
-            self.writer.close()
+        """Flushes and closes the files; a full disk has been reported by then, and must not hide what went wrong first."""
+        with contextlib.suppress(OSError):
+            self.file.close()
+            if self.writer is not None:
+                self.writer.close()
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -51,9 +54,11 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     rows = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(errors="replace").splitlines():
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except json.JSONDecodeError:
             break
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
     return rows

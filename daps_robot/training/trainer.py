@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from daps_robot.checkpoints import load_state, owned_directory, save_state
 from daps_robot.config import differences, load_json, save_json, to_json
+from daps_robot.data.hdf5 import short
 from daps_robot.errors import CheckpointError, ConfigError, DapsRobotError, RunDirectoryError
 from daps_robot.estimators.base import Loss
 from daps_robot.training.logger import MetricLogger
@@ -85,7 +86,7 @@ class TrainerConfig:
         batch_size: examples of a step.
         seed: of initial weights, batches and noise.
         device: "auto", "cpu" or "cuda".
-        precision: Fabric's name, such as "32-true" or "bf16-mixed"; log-probabilities are float32 in any.
+        precision: float32, or bfloat16 autocast in which log-probabilities stay float32.
         eval_every: steps between validations and checkpoints; 0 only at the end.
         log_every: steps between logged training metrics (their means).
         patience: stop after so many validations without improvement; 0 never.
@@ -99,7 +100,7 @@ class TrainerConfig:
     batch_size: int = 64
     seed: int = 0
     device: str = "auto"
-    precision: str = "32-true"
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
     eval_every: int = 500
     log_every: int = 50
     patience: int = 0
@@ -108,6 +109,8 @@ class TrainerConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
+        if self.patience < 0 or self.max_skipped < 0 or self.max_minutes < 0:
+            raise ConfigError("patience, max_skipped and max_minutes count from 0")
         if self.max_steps < 1 or self.batch_size < 1 or self.log_every < 1 or self.eval_every < 0:
             raise ConfigError("max_steps, batch_size and log_every must be at least 1, eval_every at least 0")
         if self.seed < 0 or self.max_minutes < 0:
@@ -173,23 +176,37 @@ class Trainer:
             DapsRobotError: too many non-finite steps in a row.
             KeyboardInterrupt: after SIGINT or SIGTERM; the state was saved.
         """
+        if overwrite and resume:
+            raise ConfigError("--resume goes on with a run and --overwrite throws it away: give one of them")
+        fabric = self._fabric()
         with owned_directory(self.directory), _stop_signals() as stop:
             self._claim(resume, overwrite)
-            return self._fit(objective, data, resume, stop)
+            return self._fit(fabric, objective, data, resume, stop)
+
+    def _fabric(self) -> Fabric:
+        device, precision = self.config.device, self.config.precision
+        try:
+            return Fabric(accelerator=device, devices=1, precision=precision)
+        except (ValueError, RuntimeError) as error:
+            raise ConfigError(f"device {device!r} in {precision!r} cannot be used: {short(error)}") from error
 
     def _claim(self, resume: bool, overwrite: bool) -> None:
         path = self.directory / "config.json"
-        if overwrite and resume:
-            raise ConfigError("--resume goes on with a run and --overwrite throws it away: give one of them")
-        if overwrite:
+        if overwrite and path.is_file():  # without it, whatever lies there is not ours to throw away
             for name in ("config.json", "state.pt", "best.json", "metrics.jsonl", "timing.json"):
                 (self.directory / name).unlink(missing_ok=True)
             for name in ("model", "tensorboard"):
                 shutil.rmtree(self.directory / name, ignore_errors=True)
         if resume and path.is_file():
-            changed = differences(load_json(path), self.description)
+            found = load_json(path)
+            if not isinstance(found, dict):
+                raise RunDirectoryError(f"{path} is damaged: start again with --overwrite")
+            changed = differences(found, self.description)
             if changed:
-                raise RunDirectoryError(f"{self.directory} was started with other settings ({'; '.join(changed[:5])})")
+                raise RunDirectoryError(
+                    f"{self.directory} was started with other settings ({'; '.join(changed[:5])}): "
+                    "give the same ones, or --overwrite"
+                )
         elif path.is_file() and not resume:
             raise RunDirectoryError(f"{self.directory} already holds a run: use --resume, --overwrite or another --out")
         try:
@@ -197,12 +214,8 @@ class Trainer:
         except OSError as error:
             raise RunDirectoryError(f"cannot write {path}: {error.strerror}") from error
 
-    def _fit(self, objective: Objective, data: Batches, resume: bool, stop: _Stop) -> dict[str, float]:
+    def _fit(self, fabric: Fabric, objective: Objective, data: Batches, resume: bool, stop: _Stop) -> dict[str, float]:
         config, progress = self.config, Progress()
-        try:
-            fabric = Fabric(accelerator=config.device, devices=1, precision=config.precision)  # type: ignore[arg-type]
-        except (ValueError, RuntimeError) as error:
-            raise ConfigError(f"device {config.device!r} in {config.precision!r} cannot be used: {error}") from error
         optimizer = make_optimizer(config.optimizer, objective, objective.own_learning_rates())
         model, optimizer = fabric.setup(objective, optimizer)
         average = WeightAverage(objective, config.optimizer.ema) if config.optimizer.ema else None
