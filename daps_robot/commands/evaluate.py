@@ -47,10 +47,10 @@ class RolloutConfig:
 
     episodes: int = 100
     ceiling_episodes: int = 50
-    execute: int = 8
+    execute: int = 4
     max_steps: int = 400
     first_seed: int = EVAL_SEED_START
-    slots: int = 20
+    slots: int = 50
     workers: int | None = None
     videos: int = 2
 
