@@ -80,7 +80,7 @@ class TrainActionVAE:
     tokenizer: ChunkTokenizerConfig = field(default_factory=ChunkTokenizerConfig)
     daps: DAPSConfig = field(default_factory=DAPSConfig)
     trainer: TrainerConfig = field(
-        default_factory=lambda: TrainerConfig(max_steps=3000, batch_size=64, optimizer=OptimizerConfig(lr=1e-3))
+        default_factory=lambda: TrainerConfig(max_steps=1600, batch_size=64, optimizer=OptimizerConfig(lr=1e-3))
     )
 
 

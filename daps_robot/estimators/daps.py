@@ -133,8 +133,8 @@ class DAPSConfig:
     centred: bool = True
     beta_start: float = 0.05
     beta_end: float = 0.01
-    warm_start_steps: int = 2000
-    teach_steps: int = 400
+    warm_start_steps: int = 1000
+    teach_steps: int = 300
     recompute_decoder: bool = False
 
     def __post_init__(self) -> None:
