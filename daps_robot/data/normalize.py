@@ -16,7 +16,7 @@ BINARY_FRACTION = 0.99
 class Scaler(nn.Module):
     """An invertible affine map of the last axis; its numbers are part of the model's checkpoint.
 
-    Constant dimensions normalise to 0, with the smallest scale of the others (1 where all are constant).
+    Constant dimensions normalise to 0, with the smallest scale of the continuous others (1 where there is none).
     """
 
     shift: Tensor
@@ -46,12 +46,12 @@ class Scaler(nn.Module):
         constant = high - low <= 1e-6 * np.maximum(1.0, np.abs(high))
         scale[constant] = 1.0
         shift[constant] = low[constant]
-        if shared:
-            moving = ~constant
-            moving[list(binary)] = False
-            scale[moving] = np.sqrt(np.mean(np.square(scale[moving]))) if moving.any() else 1.0
-        if constant.any() and not constant.all():
-            scale[constant] = scale[~constant].min()  # so that a decoder's error there is small in the data's units too
+        moving = ~constant
+        moving[list(binary)] = False
+        if moving.any():
+            if shared:
+                scale[moving] = np.sqrt(np.mean(np.square(scale[moving])))
+            scale[constant] = scale[moving].min()  # so that a decoder's error there is small in the data's units too
         for i in binary:
             shift[i], scale[i] = low[i], high[i] - low[i]
         return cls(torch.from_numpy(shift), torch.from_numpy(scale))

@@ -28,7 +28,8 @@ def test_normalising_and_back(seed, rows, spread, centre, shared):
     for i, width in enumerate(spread):
         if width == 0:
             assert (normalised[:, i] == 0).all()
-            assert scaler.scale[i] == 1
+            moving = [scaler.scale[j] for j, other in enumerate(spread) if other > 0 and scaler.scale[j] > 0]
+            assert scaler.scale[i] == (min(moving) if moving else 1)
 
 
 def test_mean_zero_and_standard_deviation_one():
@@ -43,7 +44,7 @@ def test_a_shared_scale_is_the_root_mean_square_of_the_moving_dimensions():
     values = np.stack([rng.normal(0, 1, 200), rng.normal(5, 3, 200), np.full(200, 2.0), rng.choice([-1.0, 1.0], 200)], 1)
     scaler = Scaler.fit(values, binary=(3,), shared=True)
     expected = np.sqrt((values[:, 0].var() + values[:, 1].var()) / 2)
-    np.testing.assert_allclose(scaler.scale, [expected, expected, 1, 2], rtol=1e-6)
+    np.testing.assert_allclose(scaler.scale, [expected, expected, expected, 2], rtol=1e-6)
     np.testing.assert_allclose(scaler.shift, [values[:, 0].mean(), values[:, 1].mean(), 2, -1], rtol=1e-6)
 
 
