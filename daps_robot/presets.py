@@ -41,8 +41,7 @@ def _chunks(horizon: int, positions: int, vocabulary: int, width: int, batch_siz
         decoder=ChunkDecoderConfig(horizon, 7, transformer=size),
         likelihood=LikelihoodConfig("gaussian", 0.25),
     )
-    daps = DAPSConfig(beta_start=0.5, beta_end=0.01, warm_start_steps=0, teach_steps=0, recompute_decoder=True)
-    return Preset(tokenizer, daps, batch_size)
+    return Preset(tokenizer, DAPSConfig(beta_start=0.5, beta_end=0.01, warm_start_steps=0, teach_steps=0), batch_size)
 
 
 PRESETS: dict[str, Preset] = {
