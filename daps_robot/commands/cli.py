@@ -46,5 +46,5 @@ def keep_freed_memory() -> None:
     mmap_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of <malloc.h>
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(mmap_threshold, 1 << 30)
+        mallopt(mmap_threshold, 20 << 20)  # the few larger blocks go back at once, which keeps the peak low
         mallopt(trim_threshold, (1 << 31) - 1)
