@@ -204,7 +204,7 @@ class DAPS(Estimator):
             "elbo_beta": (r - beta * (log_q + posterior.config.bits * math.log(2))).mean(),
             "reconstruction": -r.mean(),
             "log_q": log_q.mean(),
-            "entropy": z.entropy.expand(*z.codes.shape).sum(-1).mean(),
+            "entropy": z.entropy.sum(-1).mean(),
             "ess": effective_sample_size(weights).mean(),
             "eta": eta.mean(),
             "eta_clamped": clamped.mean(),

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from daps_robot.errors import ConfigError
 from daps_robot.estimators.base import ESTIMATORS, Estimator, Loss
 from daps_robot.models.quantizers import FSQPosterior, QuantizerConfig
@@ -32,7 +30,5 @@ class FSQEstimator(Estimator):
         embedded, _ = posterior.quantize(tokenizer.prepare(inputs))
         params = tokenizer.decoder_params(embedded[:, None], inputs)
         loss = -tokenizer.likelihood.log_prob(params, inputs.x, inputs.mask).mean()
-        with torch.no_grad():  # decoding looks codes up, so the table follows the quantiser
-            table = posterior.embedding_table()
-            tokenizer.embedding.weight[: len(table)] = table
+        posterior.write_table(tokenizer.embedding)  # decoding looks codes up, so the table follows the quantiser
         return Loss(loss, {"reconstruction": loss.detach()})

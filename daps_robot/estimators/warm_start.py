@@ -44,12 +44,9 @@ class WarmStart(nn.Module):
             reconstruction = -tokenizer.likelihood.log_prob(params, inputs.x, inputs.mask).mean()
             metrics["reconstruction"] = reconstruction.detach()
             loss = loss + reconstruction
-            with torch.no_grad():
-                self.hand_over()
+            self.hand_over()
         return Loss(loss, metrics)
 
-    @torch.no_grad()
     def hand_over(self) -> None:
         """Set every code's embedding to the quantiser's, so that a lookup decodes as the quantiser did."""
-        table = self.quantizer.embedding_table()
-        self.tokenizer[0].embedding.weight[: len(table)] = table
+        self.quantizer.write_table(self.tokenizer[0].embedding)

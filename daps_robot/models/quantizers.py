@@ -107,6 +107,12 @@ class FSQPosterior(nn.Module):
         """What each code embeds to, so that an embedding lookup decodes exactly as the quantiser did."""
         return self.project_out(self.quantizer.codebook())
 
+    @torch.no_grad()
+    def write_table(self, embedding: nn.Embedding) -> None:
+        """Set the embedding of every code that the quantiser has to `embedding_table`."""
+        table = self.embedding_table()
+        embedding.weight[: len(table)] = table
+
 
 @dataclass(frozen=True)
 class QuantizerConfig:

@@ -75,7 +75,7 @@ def evaluate_tokenizer(tokenizer: Tokenizer, data: Batches, beta_end: float) -> 
         memory = tokenizer.prepare(inputs)
         k = EVAL_SAMPLES if stochastic else 1
         z = tokenizer.draw(memory, torch.rand(len(index), k, codes_config.positions, device=device))
-        entropy = z.entropy.expand(*z.codes.shape).sum(-1)
+        entropy = z.entropy.sum(-1)
         values = {
             "reconstruction": -tokenizer.log_likelihood(z.codes, inputs),
             "entropy": entropy,
