@@ -10,19 +10,19 @@ The functions are pure and work in float32; rewards and log-probabilities have s
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from daps_robot.errors import ConfigError
 from daps_robot.estimators.base import ESTIMATORS, Estimator, Loss
+from daps_robot.estimators.parts import loss_by_parts, part_size_for
 from daps_robot.estimators.warm_start import WarmStart
-from daps_robot.models.code_model import CodeModel
+from daps_robot.models.code_model import CodeModel, Memory
 from daps_robot.models.sampling import sample
 from daps_robot.models.tokenizer import Inputs, Tokenizer
 
@@ -120,7 +120,7 @@ class DAPSConfig:
         beta_start, beta_end: β falls geometrically from one to the other over the DAPS steps.
         warm_start_steps: steps of the quantiser phase before DAPS; 0 starts from scratch.
         teach_steps: the last of them, in which only the code model learns, from a quantiser that no longer moves.
-        recompute_decoder: compute the decoder's activations again in the backward pass instead of keeping them.
+        part_size: inputs whose update is computed at a time: memory against the overhead of small operations; 0 chooses.
     """
 
     k: int = 8
@@ -135,7 +135,7 @@ class DAPSConfig:
     beta_end: float = 0.01
     warm_start_steps: int = 1000
     teach_steps: int = 300
-    recompute_decoder: bool = False
+    part_size: int = 0
 
     def __post_init__(self) -> None:
         if self.k < 2:
@@ -149,6 +149,8 @@ class DAPSConfig:
             raise ConfigError(f"β falls from {self.beta_start} to {self.beta_end}: both positive, the second no larger")
         if not 0 < self.eta_min < self.eta_max or self.eta <= 0:
             raise ConfigError("η and its bounds must be positive, the lower bound below the upper")
+        if self.part_size < 0:
+            raise ConfigError(f"part_size {self.part_size} counts inputs; 0 chooses")
         if not 0 <= self.teach_steps <= self.warm_start_steps:
             raise ConfigError(f"{self.teach_steps} teaching steps do not fit a warm start of {self.warm_start_steps}")
 
@@ -190,20 +192,16 @@ class DAPS(Estimator):
         memory = tokenizer.prepare(inputs)  # encoded once, for drawing and for the update
         uniforms = torch.rand(len(inputs.x), config.k, posterior.config.positions, device=inputs.x.device)
         z = sample(posterior, memory, uniforms)
-        log_q = posterior.log_prob(memory, z.codes).sum(-1)
-        if config.recompute_decoder:
-            r = checkpoint(tokenizer.log_likelihood, z.codes, inputs, use_reentrant=False)
-        else:
-            r = tokenizer.log_likelihood(z.codes, inputs)
-
+        part = config.part_size or part_size_for(z.codes)
+        decoder_loss, r = self._decoder_update(z.codes, inputs, part)
         with torch.no_grad():
-            eta, clamped = self._eta(r, log_q, beta)
-            weights = daps_weights(r, log_q, eta, beta)
-        loss = encoder_loss(weights, log_q, config.centred) - r.mean()
+            eta, clamped = self._eta(r, z.log_prob, beta)
+            weights = daps_weights(r, z.log_prob, eta, beta)
+        loss = decoder_loss + self._encoder_update(weights, z.codes, memory, part)
         metrics = {
-            "elbo_beta": (r - beta * (log_q + posterior.config.bits * math.log(2))).mean(),
+            "elbo_beta": (r - beta * (z.log_prob + posterior.config.bits * math.log(2))).mean(),
             "reconstruction": -r.mean(),
-            "log_q": log_q.mean(),
+            "log_q": z.log_prob.mean(),
             "entropy": z.entropy.sum(-1).mean(),
             "ess": effective_sample_size(weights).mean(),
             "eta": eta.mean(),
@@ -212,8 +210,32 @@ class DAPS(Estimator):
             "distinct": distinct_samples(z.codes),
         }
         if config.trust_region == "learned":
-            loss = loss + eta_loss(self.log_eta, r, log_q, beta, config.ess_target)
+            loss = loss + eta_loss(self.log_eta, r, z.log_prob, beta, config.ess_target)
         return Loss(loss, {name: value.detach() for name, value in metrics.items()})
+
+    def _decoder_update(self, codes: Tensor, inputs: Inputs, part_size: int) -> tuple[Tensor, Tensor]:
+        """−mean r, and r (b k)."""
+        tokenizer = self.tokenizer
+
+        def loss_of(part: slice) -> tuple[Tensor, Tensor]:
+            r = tokenizer.log_likelihood(codes[part], inputs.part(part))
+            return -r.mean(), r
+
+        parameters = [*tokenizer.embedding.parameters(), *tokenizer.decoder.parameters(), *tokenizer.likelihood.parameters()]
+        return loss_by_parts(loss_of, len(codes), part_size, parameters)
+
+    def _encoder_update(self, weights: Tensor, codes: Tensor, memory: Memory, part_size: int) -> Tensor:
+        """The encoder's loss; the teacher-forced ℓ carries the gradient, its value is that of the draw."""
+        posterior = self.tokenizer.posterior
+        assert isinstance(posterior, CodeModel)
+
+        def loss_of(part: slice, *memory: Tensor) -> tuple[Tensor, Tensor]:
+            keys, values = memory[::2], memory[1::2]
+            log_q = posterior.log_prob(list(zip(keys, values, strict=True)), codes[part]).sum(-1)
+            return encoder_loss(weights[part], log_q, self.config.centred), log_q
+
+        keys_values = [tensor for layer in memory for tensor in layer]
+        return loss_by_parts(loss_of, len(codes), part_size, list(posterior.parameters()), keys_values)[0]
 
     def _eta(self, r: Tensor, log_q: Tensor, beta: float) -> tuple[Tensor, Tensor]:
         config = self.config

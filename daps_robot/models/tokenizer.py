@@ -60,6 +60,10 @@ class Inputs(NamedTuple):
     mask: Bool[Tensor, "b h"] | None = None
     observation: Float[Tensor, "b o"] | None = None
 
+    def part(self, part: slice) -> Inputs:
+        """Some of the examples."""
+        return Inputs(*(None if tensor is None else tensor[part] for tensor in self))  # type: ignore[arg-type]
+
 
 class Tokenizer(nn.Module):
     """A discrete autoencoder with a posterior q(z|x) over code sequences and a decoder p(x|z)."""
