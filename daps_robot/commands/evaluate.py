@@ -40,7 +40,7 @@ class RolloutConfig:
         execute: steps executed of a chunk before the next plan, e.
         max_steps: control steps of an episode; success counts if reached at any of them.
         first_seed: episode i starts from reset(seed = first_seed + i), far from the demonstrations' seeds.
-        slots: episodes under way at a time, the policy's fixed batch size.
+        slots: the policy's fixed batch size; two such groups of episodes are under way in turn.
         workers: simulator processes; by default one a core.
         videos: films of the first successes and failures.
     """
@@ -50,7 +50,7 @@ class RolloutConfig:
     execute: int = 4
     max_steps: int = 400
     first_seed: int = EVAL_SEED_START
-    slots: int = 50
+    slots: int = 25
     workers: int | None = None
     videos: int = 2
 

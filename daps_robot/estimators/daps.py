@@ -10,7 +10,7 @@ The functions are pure and work in float32; rewards and log-probabilities have s
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol, runtime_checkable
@@ -33,13 +34,13 @@ ONE_THREAD = dict.fromkeys(
 
 @runtime_checkable
 class Worker(Protocol):
-    """An object somewhere, to call methods of: at most one call under way at a time."""
+    """An object somewhere, to call methods of; calls are answered in order."""
 
     def submit(self, method: str, *arguments: Any) -> None:
         """Starts a call; `result` brings its answer."""
 
     def result(self) -> Any:
-        """The answer of the call under way.
+        """The answer of the oldest call that has not been answered.
 
         Raises:
             SimulationError: where the call raised (an error of this library keeps its own class), or the worker died.
@@ -63,13 +64,13 @@ class LocalWorker:
 
     def __init__(self, factory: str, *arguments: Any) -> None:
         self._target: Any = None
-        self._call: tuple[str, tuple[Any, ...]] = (factory, arguments)
+        self._calls: deque[tuple[str, tuple[Any, ...]]] = deque([(factory, arguments)])
 
     def submit(self, method: str, *arguments: Any) -> None:
-        self._call = (method, arguments)
+        self._calls.append((method, arguments))
 
     def result(self) -> Any:
-        name, arguments = self._call
+        name, arguments = self._calls.popleft()
         try:
             if self._target is None:
                 self._target = resolve(name)(*arguments)

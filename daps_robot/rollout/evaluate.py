@@ -8,7 +8,7 @@ executed                       a_t … a_{t+e-1}             e ≤ h, then re-pl
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -51,14 +51,14 @@ def evaluate(
 
     Args:
         env_id: a Gymnasium id, or "module:Id".
-        policy: asked for all slots at once, always with `slots` rows. With `needs_expert`, each request holds the next
+        policy: asked for a group of slots at once, always with `slots` rows. With `needs_expert`, each request holds the next
             h actions of the environment's scripted expert.
         first_seed: episode i starts from `reset(seed=first_seed + i)`; keep clear of the demonstrations' seeds.
         episodes: how many.
         max_steps: control steps of an episode; success counts if reached at any of them.
         execute: e, steps executed of a chunk before the next plan.
-        slots: S, episodes under way at a time, which is the policy's batch size: with more of them a plan costs less an
-            episode, and the simulator waits less for the policy.
+        slots: S, the policy's batch size. Two groups of S episodes are under way (one, if there are no more than S): while
+            one is planned, the other is simulated. With more of them a plan costs less an episode.
         workers: simulator processes; 0 or 1 plays in this one, None takes one a core.
         threads: that torch computes plans with on the CPU; see `torch_threads` for why one.
         expert_noise: of the expert, for a policy that needs it.
@@ -77,6 +77,7 @@ def evaluate(
     for name, value in (("episodes", episodes), ("max_steps", max_steps), ("slots", slots), ("threads", threads)):
         if value < 1:
             raise ConfigError(f"{name}={value} cannot be; take at least 1")
+    groups = 1 if episodes <= slots else 2
     task = Task(
         spec=find_spec(env_id),
         obs_keys=tuple(policy.obs_keys),
@@ -85,7 +86,7 @@ def evaluate(
         execute=execute,
         max_steps=max_steps,
         episodes=episodes,
-        slots=slots,
+        slots=groups * slots,
         first_seed=first_seed,
         needs_expert=policy.needs_expert,
         expert_noise=expert_noise,
@@ -93,7 +94,7 @@ def evaluate(
     )
     count = worker_count(workers, slots)
     begun = perf_counter()
-    with SlotPool(task, count) as pool, torch_threads(threads):
+    with SlotPool(task, groups, count) as pool, torch_threads(threads):
         check_fit(policy, pool.layout, env_id)
         startup = perf_counter() - begun
         ledger = play(pool, policy, task, progress)
@@ -131,6 +132,7 @@ class Ledger:
         self.observations: list[np.ndarray] = []
         self.length, self.plans, self._clipped = (np.zeros(task.slots, np.int64) for _ in range(3))
         self.policy_seconds = 0.0
+        self.waiting_seconds = 0.0
         self.total_seconds = 0.0
 
     def note_request(self, playing: Round) -> None:
@@ -140,17 +142,17 @@ class Ledger:
 
     def note_round(self, played: Round, after: Round, actions: np.ndarray, outside: np.ndarray) -> int:
         """Books what became of a round's plans; the number of episodes that ended."""
-        for slot in np.flatnonzero(played.active):
-            index, executed = int(played.episode[slot]), int(after.executed[slot])
-            self.actions[index].append(actions[slot, :executed].copy())
+        for row in np.flatnonzero(played.active):
+            slot, index, executed = int(played.slots[row]), int(played.episode[row]), int(after.executed[row])
+            self.actions[index].append(actions[row, :executed].copy())
             self.length[slot] += executed
             self.plans[slot] += 1
-            self._clipped[slot] += int(outside[slot, :executed].sum())
-            if after.ended[slot]:
+            self._clipped[slot] += int(outside[row, :executed].sum())
+            if after.ended[row]:
                 self.records[index] = EpisodeRecord(
                     index=index,
                     seed=self._task.first_seed + index,
-                    success=bool(after.success[slot]),
+                    success=bool(after.success[row]),
                     length=int(self.length[slot]),
                     plans=int(self.plans[slot]),
                     clipped=int(self._clipped[slot]),
@@ -159,29 +161,57 @@ class Ledger:
         return int(after.ended.sum())
 
 
+@dataclass
+class Group:
+    """A group of slots whose plans are being executed: what it was planned from, and its plans.
+
+    Attributes:
+        now: the round at which it was planned; None before the first.
+        keys: (S,) the keys of the plans' noise; a finished slot keeps its last.
+        actions, outside: as `admit_actions` returns them.
+    """
+
+    now: Round | None = None
+    keys: Any = 0
+    actions: Any = None
+    outside: Any = None
+
+
 def play(pool: SlotPool, policy: Policy, task: Task, progress: bool) -> Ledger:
-    """The evaluation loop: observe, plan, execute, until no slot has an episode left."""
+    """The evaluation loop: observe, plan, execute, until no slot has an episode left.
+
+    While one group of slots is planned, the workers execute the plans of the other.
+    """
     ledger = Ledger(task)
     begun = perf_counter()
-    now = pool.start()
-    keys = plan_keys(now.episode, ledger.plans)
+    playing = {index: Group() for index in range(len(pool.groups))}
+    for index in playing:
+        pool.submit(index, None)
     with tqdm(total=task.episodes, unit="episode", disable=None if progress else True, leave=False) as bar:
-        while now.active.any():
-            keys = np.where(now.active, plan_keys(now.episode, ledger.plans), keys)
-            ledger.note_request(now)
-            start = perf_counter()
-            chunks = np.asarray(policy.plan(PlanRequest(now.observations, keys, now.expert)))
-            ledger.policy_seconds += perf_counter() - start
-            expected = (task.slots, task.horizon, len(pool.layout.low))
-            if chunks.shape != expected:
-                raise SimulationError(
-                    f"the policy's chunks have shape {chunks.shape}, but {task.slots} slots, its horizon of "
-                    f"{task.horizon} steps and the {expected[-1]} action dimensions of {task.spec.id} make {expected}"
-                )
-            actions, outside = admit_actions(chunks, now, ledger.length, pool.layout, task.execute)
-            after = pool.advance(actions)
-            bar.update(ledger.note_round(now, after, actions, outside))
-            now = after
+        while playing:
+            for index, group in list(playing.items()):
+                start = perf_counter()
+                now = pool.gather(index)
+                ledger.waiting_seconds += perf_counter() - start
+                if group.now is not None:
+                    bar.update(ledger.note_round(group.now, now, group.actions, group.outside))
+                if not now.active.any():
+                    del playing[index]
+                    continue
+                group.now, group.keys = now, np.where(now.active, plan_keys(now.episode, ledger.plans[now.slots]), group.keys)
+                ledger.note_request(now)
+                start = perf_counter()
+                chunks = np.asarray(policy.plan(PlanRequest(now.observations, group.keys, now.expert)))
+                ledger.policy_seconds += perf_counter() - start
+                expected = (len(now.slots), task.horizon, len(pool.layout.low))
+                if chunks.shape != expected:
+                    raise SimulationError(
+                        f"the policy's chunks have shape {chunks.shape}, but {expected[0]} slots, its horizon of "
+                        f"{task.horizon} steps and the {expected[-1]} action dimensions of {task.spec.id} make {expected}"
+                    )
+                done = ledger.length[now.slots]
+                group.actions, group.outside = admit_actions(chunks, now, done, pool.layout, task.execute)
+                pool.submit(index, group.actions)
     ledger.total_seconds = perf_counter() - begun
     return ledger
 
@@ -211,15 +241,15 @@ def check_fit(policy: Policy, layout: Layout, env_id: str) -> None:
 
 
 def split_seconds(pool: SlotPool, ledger: Ledger, startup: float) -> Seconds:
-    """The account of the wall clock's time; see `Seconds`."""
+    """The account of the time; see `Seconds`."""
     busy: Float[np.ndarray, " w"] = pool.simulator_seconds + pool.lookahead_seconds
     busiest = int(busy.argmax())
     return Seconds(
         total=ledger.total_seconds,
         simulator=float(pool.simulator_seconds[busiest]),
         lookahead=float(pool.lookahead_seconds[busiest]),
-        waiting=pool.critical_seconds - float(busy[busiest]),
+        waiting=ledger.waiting_seconds,
         policy=ledger.policy_seconds,
-        other=ledger.total_seconds - pool.critical_seconds - ledger.policy_seconds,
+        other=ledger.total_seconds - ledger.waiting_seconds - ledger.policy_seconds,
         startup=startup,
     )

@@ -37,19 +37,19 @@ class EpisodeRecord:
 
 @dataclass(frozen=True)
 class Seconds:
-    """Where the wall clock's time went.
+    """Where the time went.
 
-    The bare simulator's time is what the busiest worker spends inside the environments' `step` and `reset` (and on the
-    expert's lookahead where there is one): the time that the same episodes would take with free-running workers, no
-    policy and nothing else. All else between the first reset and the last step is overhead.
+    The bare simulator's time is the processor time that the busiest worker spends inside the environments' `step` and
+    `reset` (and on the expert's lookahead where there is one): the time that the same episodes would take with
+    free-running workers, no policy and nothing else. What the wall clock shows beyond it is overhead.
 
     Attributes:
-        total: from the first reset to the last step; simulator + lookahead + waiting + policy + other.
+        total: from the first reset to the last step; waiting + policy + other.
         simulator: of the busiest worker, in `step` and `reset`.
         lookahead: of the same worker, in the expert's lookahead.
-        waiting: of the busiest worker, for others in the same round.
-        policy: in `policy.plan`.
-        other: messages, observation histories, bookkeeping.
+        waiting: for the simulators, with nothing left to plan.
+        policy: in `policy.plan`, while the simulators work too.
+        other: messages and bookkeeping.
         startup: starting processes and making environments; not in `total`.
     """
 

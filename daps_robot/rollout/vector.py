@@ -1,7 +1,8 @@
-"""A fixed number of slots over any number of workers, in lockstep.
+"""A fixed number of slots over any number of workers, in groups that are each in lockstep.
 
-    slot       0 1 2 … S-1        one environment each; slot s plays episodes s, s+S, s+2S, …
-    worker     slots w, w+W, …    W processes, or this one
+    group      0             1                two, so that one is planned while the other is simulated
+    slot       0 … S-1       S … 2S-1         one environment each; slot s plays episodes s, s+2S, s+4S, …
+    worker     slots w, w+W, … of each group  W processes, or this one
 
 Every slot has its fixed share of episodes, so that early finishers bias nothing, and an episode keeps its row of the
 policy's batch whatever W is: what the policy sees, stale rows of finished slots included, is the same to the last bit.
@@ -40,9 +41,10 @@ def worker_count(workers: int | None, jobs: int) -> int:
 
 @dataclass(frozen=True)
 class Round:
-    """All slots between two plans.
+    """A group of slots between two plans.
 
     Attributes:
+        slots: (S,) their numbers.
         episode: (S,) the episode that needs a plan now, -1 in a slot that has none left.
         observations: (S n o) what to plan from; a finished slot keeps the row of its last plan.
         executed: (S,) steps executed of the last plan.
@@ -51,6 +53,7 @@ class Round:
         expert: (S h a) the expert's next actions, where they were asked for; finished slots as above.
     """
 
+    slots: Int[np.ndarray, " S"]
     episode: Int[np.ndarray, " S"]
     observations: Float[np.ndarray, "S n o"]
     executed: Int[np.ndarray, " S"]
@@ -69,74 +72,70 @@ class SlotPool:
 
     Args:
         task: what is played.
+        groups: how many groups the task's slots form; they divide evenly.
         workers: how many processes; 0 or 1 plays in this one.
 
     Attributes:
         layout: the sizes of the environment's observations and actions.
-        simulator_seconds: (W,) time that each worker has spent inside the environments' `step` and `reset`.
-        lookahead_seconds: (W,) time that each has spent on the expert's lookahead.
-        critical_seconds: sum over rounds of the slowest worker's time in simulator and lookahead.
+        simulator_seconds: (W,) processor time that each worker has spent inside the environments' `step` and `reset`.
+        lookahead_seconds: (W,) processor time that each has spent on the expert's lookahead.
 
     Raises:
         SimulationError: where the environment cannot be made or lacks an observation key.
     """
 
-    def __init__(self, task: Task, workers: int) -> None:
-        count = worker_count(workers, task.slots)
-        self._members = [np.arange(first, task.slots, count) for first in range(count)]
+    def __init__(self, task: Task, groups: int, workers: int) -> None:
+        self.groups = np.arange(task.slots).reshape(groups, -1)
+        count = worker_count(workers, self.groups.shape[1])
         self._workers: list[Worker] = start_workers(
-            "daps_robot.rollout.worker:SlotGroup",
-            [(task, [int(slot) for slot in slots]) for slots in self._members],
+            "daps_robot.rollout.worker:SlotGroups",
+            [(task, self.groups[:, first::count].tolist()) for first in range(count)],
             in_process=count == 1,
         )
         self._task = task
         self._workers[0].submit("layout")
         self.layout: Layout = self._workers[0].result()
-        self._last: Round | None = None
+        self._last: dict[int, Round] = {}
         self.simulator_seconds = np.zeros(count)
         self.lookahead_seconds = np.zeros(count)
-        self.critical_seconds = 0.0
 
-    def start(self) -> Round:
-        """Resets every slot to its first episode."""
-        for worker in self._workers:
-            worker.submit("start")
-        return self._gather()
+    def submit(self, group: int, actions: Float[np.ndarray, "S e a"] | None) -> None:
+        """Starts to execute one plan of e steps in every slot of a group, or, without plans, to reset them.
 
-    def advance(self, actions: Float[np.ndarray, "S e a"]) -> Round:
-        """Executes one plan of e steps in every slot.
+        Raises:
+            SimulationError: where a worker has died.
+        """
+        for first, worker in enumerate(self._workers):
+            worker.submit("play", group, None if actions is None else actions[first :: len(self._workers)])
+
+    def gather(self, group: int) -> Round:
+        """What became of the group's plans; groups are gathered in the order in which they were submitted.
 
         Raises:
             SimulationError: where an environment raises or a worker dies.
         """
-        for worker, slots in zip(self._workers, self._members, strict=True):
-            worker.submit("advance", actions[slots])
-        return self._gather()
-
-    def _gather(self) -> Round:
         replies: list[SlotRound] = [worker.result() for worker in self._workers]
-        order = np.argsort(np.concatenate(self._members))
-        simulator = np.array([reply.simulator_seconds for reply in replies])
-        lookahead = np.array([reply.lookahead_seconds for reply in replies])
-        self.simulator_seconds += simulator
-        self.lookahead_seconds += lookahead
-        self.critical_seconds += float((simulator + lookahead).max())
+        slots, count = self.groups[group], len(self._workers)
+        order = np.argsort(np.concatenate([slots[first::count] for first in range(count)]))
+        self.simulator_seconds += [reply.simulator_seconds for reply in replies]
+        self.lookahead_seconds += [reply.lookahead_seconds for reply in replies]
         episode = np.concatenate([reply.episode for reply in replies])[order]
         observations = np.concatenate([reply.observations for reply in replies])[order]
         expert = None
         if self._task.needs_expert:
             parts = [reply.expert for reply in replies if reply.expert is not None]
             expert = np.concatenate(parts)[order]
-        if self._last is not None:
+        last = self._last.get(group)
+        if last is not None:
             stale = episode < 0
-            observations[stale] = self._last.observations[stale]
-            if expert is not None and self._last.expert is not None:
-                expert[stale] = self._last.expert[stale]
+            observations[stale] = last.observations[stale]
+            if expert is not None and last.expert is not None:
+                expert[stale] = last.expert[stale]
         executed, ended, success = (
             np.concatenate([getattr(reply, name) for reply in replies])[order] for name in ("executed", "ended", "success")
         )
-        self._last = Round(episode, observations, executed, ended, success, expert)
-        return self._last
+        self._last[group] = Round(slots, episode, observations, executed, ended, success, expert)
+        return self._last[group]
 
     def close(self) -> None:
         """Ends the workers."""
@@ -157,7 +156,7 @@ def admit_actions(
     Args:
         chunks: a policy's plans, in the environment's units.
         playing: the round that they were made for; rows of finished slots are not looked at.
-        done: (S,) steps executed so far in each episode, for the message.
+        done: (S,) steps executed so far in the slots' episodes, for the message.
         layout: the bounds of the actions.
         execute: e.
 

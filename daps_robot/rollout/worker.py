@@ -12,7 +12,7 @@ import copy
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from time import perf_counter
+from time import thread_time
 from typing import Any
 
 import gymnasium as gym
@@ -36,7 +36,7 @@ class Task:
         execute: e, steps executed per plan.
         max_steps: the most control steps of an episode.
         episodes: how many episodes there are; slot s plays s, s + slots, s + 2·slots, …
-        slots: S, in all workers together.
+        slots: in all workers together.
         first_seed: episode i starts from `reset(seed=first_seed + i)`.
         needs_expert: plans come with the expert's next h actions.
         expert_noise: the noise of those actions, as `make_expert` takes it.
@@ -59,7 +59,7 @@ class Task:
 
 @dataclass(frozen=True)
 class SlotRound:
-    """What became of k slots in a round.
+    """What became of k slots, those of one group, in a round.
 
     Attributes:
         episode: (k,) the episode that needs a plan now, -1 in a slot that has none left.
@@ -68,8 +68,8 @@ class SlotRound:
         ended: (k,) whether the episode that they belong to ended with them.
         success: (k,) whether it succeeded.
         expert: (k h a) the expert's next actions, where they were asked for.
-        simulator_seconds: time inside the environments' `step` and `reset`.
-        lookahead_seconds: time of the expert's lookahead, simulation included.
+        simulator_seconds: processor time inside the environments' `step` and `reset`.
+        lookahead_seconds: processor time of the expert's lookahead, simulation included.
     """
 
     episode: Int[np.ndarray, " k"]
@@ -143,9 +143,9 @@ class Slot:
             return
         self.episode, self._next, self._step = self._next, self._next + self.task.slots, 0
         seed = self.task.first_seed + self.episode
-        start = perf_counter()
+        start = thread_time()
         observation, _ = self._env.reset(seed=seed)
-        self.simulator_seconds += perf_counter() - start
+        self.simulator_seconds += thread_time() - start
         self._see(observation)
         self._history.extend([self._history[-1]] * (self.task.history - 1))
         if self.task.needs_expert:
@@ -160,14 +160,14 @@ class Slot:
         for executed, action in enumerate(actions[: self._limit - self._step], start=1):
             if self._expert is not None:
                 self._expert.act(self._observation)  # its memory follows what really happens; the action is not used
-            start = perf_counter()
+            start = thread_time()
             try:
                 observation, _, terminated, truncated, info = self._env.step(action)
             except Exception as error:
                 raise SimulationError(
                     f"{self.task.spec.id} failed in episode {self.episode} at step {self._step}: {type(error).__name__}: {error}"
                 ) from error
-            self.simulator_seconds += perf_counter() - start
+            self.simulator_seconds += thread_time() - start
             self._step += 1
             self._see(observation)
             success = succeeded(info, self.task.spec.id)
@@ -180,7 +180,7 @@ class Slot:
 
         After the end of an episode in the copy its last action is repeated, as in windows over a demonstration's end.
         """
-        start = perf_counter()
+        start = thread_time()
         expert, state = copy.deepcopy(self._expert), self._simulator.get_state()
         observation: Mapping[str, Any] = self._observation
         actions: list[np.ndarray] = []
@@ -193,7 +193,7 @@ class Slot:
                     break
         self._simulator.set_state(state)
         actions += [actions[-1]] * (self.task.horizon - len(actions))
-        self.lookahead_seconds += perf_counter() - start
+        self.lookahead_seconds += thread_time() - start
         return np.stack(actions)
 
     @property
@@ -208,10 +208,10 @@ class Slot:
             self._observation = copy.deepcopy(dict(seen))
 
 
-class SlotGroup:
-    """The slots of one worker; the worker of each slot makes no difference to what it does."""
+class SlotGroups:
+    """The slots of one worker, in groups that play in turn; the worker of each slot makes no difference to what it does."""
 
-    def __init__(self, task: Task, slots: Sequence[int]) -> None:
+    def __init__(self, task: Task, groups: Sequence[Sequence[int]]) -> None:
         self.task = task
         self._envs = [make_env(task.spec, task.env_kwargs)]
         first = self._envs[0]
@@ -226,28 +226,31 @@ class SlotGroup:
         missing = [name for name in needed if not hasattr(first.unwrapped, name)]
         if missing:
             raise SimulationError(f"{task.spec.id} cannot look ahead with a scripted expert: it lacks {', '.join(missing)}")
+        slots = [index for group in groups for index in group]
         if not can_share(first):
             self._envs += [make_env(task.spec, task.env_kwargs) for _ in slots[1:]]
-        self._slots = [Slot(task, index, self._envs[i % len(self._envs)]) for i, index in enumerate(slots)]
+        made = {index: Slot(task, index, self._envs[i % len(self._envs)]) for i, index in enumerate(slots)}
+        self._groups = [[made[index] for index in group] for group in groups]
 
     def layout(self) -> Layout:
         """The sizes of the environment's observations and actions."""
         return self._layout
 
-    def start(self) -> SlotRound:
-        """Resets every slot to its first episode."""
-        return self._report([slot.turn(None) for slot in self._slots])
+    def play(self, group: int, chunks: Float[np.ndarray, "k e a"] | None) -> SlotRound:
+        """Executes one plan in every slot of a group that has an episode; ended episodes give way to the slot's next.
 
-    def advance(self, chunks: Float[np.ndarray, "k e a"]) -> SlotRound:
-        """Executes one plan in every slot that has an episode; ended episodes give way to the slot's next."""
-        return self._report([slot.turn(actions) for slot, actions in zip(self._slots, chunks, strict=True)])
+        Without plans, resets every slot to its first episode.
+        """
+        slots = self._groups[group]
+        plans = [None] * len(slots) if chunks is None else chunks
+        return self._report(slots, [slot.turn(plan) for slot, plan in zip(slots, plans, strict=True)])
 
     def close(self) -> None:
         """Closes the environments."""
         for env in self._envs:
             env.close()
 
-    def _report(self, outcomes: list[tuple[int, bool, bool, Float[np.ndarray, "h a"] | None]]) -> SlotRound:
+    def _report(self, slots: list[Slot], outcomes: list[tuple[int, bool, bool, Float[np.ndarray, "h a"] | None]]) -> SlotRound:
         width = sum(self._layout.obs_dims[key] for key in self.task.obs_keys)
         none_left = np.zeros((self.task.history, width), np.float32)
         no_plan = np.zeros((self.task.horizon, len(self._layout.low)), np.float32)
@@ -256,15 +259,15 @@ class SlotGroup:
         if self.task.needs_expert:
             expert = np.stack([no_plan if plan is None else plan for plan in plans])
         report = SlotRound(
-            episode=np.array([slot.episode for slot in self._slots]),
-            observations=np.stack([slot.history if slot.episode >= 0 else none_left for slot in self._slots]),
+            episode=np.array([slot.episode for slot in slots]),
+            observations=np.stack([slot.history if slot.episode >= 0 else none_left for slot in slots]),
             executed=np.array(executed),
             ended=np.array(ended),
             success=np.array(success),
             expert=expert,
-            simulator_seconds=sum(slot.simulator_seconds for slot in self._slots),
-            lookahead_seconds=sum(slot.lookahead_seconds for slot in self._slots),
+            simulator_seconds=sum(slot.simulator_seconds for slot in slots),
+            lookahead_seconds=sum(slot.lookahead_seconds for slot in slots),
         )
-        for slot in self._slots:
+        for slot in slots:
             slot.simulator_seconds = slot.lookahead_seconds = 0.0
         return report

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -17,6 +18,7 @@ from point_env import PointEnv, PointPolicy
 from daps_robot.errors import ConfigError, SimulationError
 from daps_robot.rollout.evaluate import evaluate
 from daps_robot.rollout.results import plan_keys
+from daps_robot.rollout.vector import SlotPool
 
 
 def quick(env_id: str, policy: object, **settings: object):
@@ -85,11 +87,39 @@ def test_every_slot_plays_its_share_and_the_batch_keeps_its_shape(env_id: str) -
 
 
 def test_a_finished_slot_keeps_its_row(env_id: str) -> None:
-    policy = PointPolicy()
-    quick(env_id, policy, episodes=3, slots=2, max_steps=24, execute=8)
+    class OnlyOne(PointPolicy):
+        def plan(self, request: object) -> np.ndarray:
+            chunks = np.array(super().plan(request))
+            chunks[1] = 0.0
+            return chunks
+
+    policy = OnlyOne()
+    found = quick(env_id, policy, episodes=2, slots=2, max_steps=40, execute=8)
+    assert [record.success for record in found.records] == [True, False]
     first, last = policy.requests[-2], policy.requests[-1]
-    np.testing.assert_array_equal(first.observations[1], last.observations[1])
-    assert first.keys[1] == last.keys[1] and first.keys[0] != last.keys[0]
+    np.testing.assert_array_equal(first.observations[0], last.observations[0])
+    assert first.keys[0] == last.keys[0] and first.keys[1] != last.keys[1]
+
+
+def test_one_group_is_planned_while_the_other_is_simulated(env_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+
+    class Told(PointPolicy):
+        def plan(self, request: object) -> np.ndarray:
+            events.append("plan")
+            return super().plan(request)
+
+    for name in ("submit", "gather"):
+        method = getattr(SlotPool, name)
+
+        def tell(pool: SlotPool, group: int, *rest: object, method: Any = method, name: str = name) -> object:
+            events.append(f"{name} {group}")
+            return method(pool, group, *rest)
+
+        monkeypatch.setattr(SlotPool, name, tell)
+    quick(env_id, Told(), episodes=4, slots=2, max_steps=16, execute=8)
+    assert events[:2] == ["submit 0", "submit 1"]
+    assert events[2:8] == ["gather 0", "plan", "submit 0", "gather 1", "plan", "submit 1"]
 
 
 def test_the_history_repeats_the_first_observation(env_id: str) -> None:
@@ -114,7 +144,7 @@ def test_an_episode_ends_at_max_steps(env_id: str) -> None:
 def test_the_account(env_id: str) -> None:
     found = quick(env_id, PointPolicy(), episodes=6, slots=3, workers=2, max_steps=30, env_kwargs={"step_seconds": 0.002})
     seconds = found.seconds
-    parts = seconds.simulator + seconds.lookahead + seconds.waiting + seconds.policy + seconds.other
+    parts = seconds.waiting + seconds.policy + seconds.other
     assert parts == pytest.approx(seconds.total)
     assert min(seconds.simulator, seconds.policy, seconds.other) > 0 and seconds.waiting >= 0 and seconds.lookahead == 0
     assert seconds.overhead == pytest.approx(seconds.total / seconds.simulator - 1)
@@ -143,7 +173,7 @@ def test_an_action_that_is_not_finite_is_named(env_id: str) -> None:
     class Broken(PointPolicy):
         def plan(self, request: object) -> np.ndarray:
             chunks = np.zeros_like(super().plan(request))
-            if len(self.requests) == 2:
+            if len(self.requests) == 3:  # the first group's second plan
                 chunks[1, 2, 0] = np.nan
             return chunks
 
@@ -157,7 +187,7 @@ def test_an_action_that_is_not_finite_is_named(env_id: str) -> None:
     [
         ("raise", r"episode 3 at step 3: RuntimeError: the point fell off the plane"),
         ("mute", r"does not say whether its task is done"),
-        ("kill", r"ended by signal SIGKILL while calling `advance`"),
+        ("kill", r"ended by signal SIGKILL while calling `play`"),
         ("exit", r"ended with exit status 3"),
     ],
 )
@@ -224,11 +254,12 @@ gymnasium.register("test/Point-v0", entry_point="point_env:PointEnv")
 from point_env import PointPolicy
 from daps_robot.rollout import vector
 from daps_robot.rollout.evaluate import evaluate
-start = vector.SlotPool.start
-def tell(pool):
-    print(*[worker.pid for worker in pool._workers], flush=True)
-    return start(pool)
-vector.SlotPool.start = tell
+submit = vector.SlotPool.submit
+def tell(pool, group, actions):
+    if group == 0 and actions is None:
+        print(*[worker.pid for worker in pool._workers], flush=True)
+    submit(pool, group, actions)
+vector.SlotPool.submit = tell
 # No `if __name__ == "__main__"`: workers do not run the caller's script.
 evaluate("test/Point-v0", PointPolicy(), first_seed=0, workers=2, episodes=1000, env_kwargs={{"step_seconds": 0.05}})
 """
