@@ -194,11 +194,11 @@ def roll_out(
     lap("rollouts")
     report: JSON = {}
     if policy.config.decoding.method == "expected":
-        through_codes = policy.with_decoding(DecodingConfig("greedy"))
-        greedy = evaluate(env_id, through_codes, first_seed=config.first_seed, episodes=config.episodes, **common)
-        print(f"  with the most likely codes in place of the expected embedding {describe(greedy)}", flush=True)
-        report["greedy_success_rate"], report["greedy_ci95"] = greedy.success_rate, list(greedy.ci95)
-        lap("greedy_rollouts")
+        through_codes = policy.with_decoding(replace(policy.config.decoding, method="consensus"))
+        codes = evaluate(env_id, through_codes, first_seed=config.first_seed, episodes=config.episodes, **common)
+        print(f"  through one code sequence a plan (consensus) in place of the expected embedding {describe(codes)}", flush=True)
+        report["codes_success_rate"], report["codes_ci95"] = codes.success_rate, list(codes.ci95)
+        lap("codes_rollouts")
     assert played.observations is not None
     latency = plan_latency(policy, played.observations)
     lap("latency")

@@ -131,8 +131,8 @@ class DAPSConfig:
     eta_max: float = 1e6
     eta_lr: float = 1e-3
     centred: bool = True
-    beta_start: float = 0.05
-    beta_end: float = 0.01
+    beta_start: float = 0.5
+    beta_end: float = 0.1
     warm_start_steps: int = 1000
     teach_steps: int = 300
     part_size: int = 0

@@ -32,20 +32,24 @@ class DecodingConfig:
 
     Attributes:
         method: "expected" decodes the expected embedding along the most likely codes (see
-            `sampling.expected_embedding`); "greedy" decodes those codes; "sample" draws codes; "beam" searches.
-        temperature: of "sample".
+            `sampling.expected_embedding`); "greedy" decodes those codes; "sample" draws codes; "consensus" draws
+            `samples` of them and takes the ones whose chunk is nearest to the mean of all their chunks (minimum Bayes
+            risk under squared error); "beam" searches.
+        temperature: of "sample" and "consensus".
+        samples: of "consensus".
         beam_width: of "beam".
     """
 
-    method: Literal["expected", "greedy", "sample", "beam"] = "expected"
-    temperature: float = 1.0
+    method: Literal["expected", "greedy", "sample", "consensus", "beam"] = "expected"
+    temperature: float = 0.7
+    samples: int = 16
     beam_width: int = 4
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
             raise ConfigError(f"temperature {self.temperature} must be positive; for the most likely codes use greedy")
-        if self.beam_width < 1:
-            raise ConfigError(f"beam width {self.beam_width} must be at least 1")
+        if self.beam_width < 1 or self.samples < 1:
+            raise ConfigError(f"beam width {self.beam_width} and samples {self.samples} must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,7 @@ class LatentPolicy(nn.Module):
     def codes(self, observations: Float[Tensor, "b n o"], keys: Int[np.ndarray, " b"] | None = None) -> Int[Tensor, "b l"]:
         """One code sequence per observation, by the configured decoding (the most likely one under "expected").
 
-        `keys` key the noise of sampling, row by row.
+        `keys` key the noise of drawn codes, row by row.
         """
         memory, decoding = self.prepare(observations), self.config.decoding
         if decoding.method in ("expected", "greedy"):
@@ -125,10 +129,16 @@ class LatentPolicy(nn.Module):
         if decoding.method == "beam":
             return beam(self.code_model, memory, decoding.beam_width)[0][:, 0]
         if keys is None:
-            raise ConfigError("sampling codes needs a key per row, so that its noise is repeatable")
-        noise = [np.random.default_rng(int(key)).random((1, self.config.codes.positions)) for key in keys]
+            raise ConfigError("drawing codes needs a key per row, so that its noise is repeatable")
+        draws = decoding.samples if decoding.method == "consensus" else 1
+        noise = [np.random.default_rng(int(key)).random((draws, self.config.codes.positions)) for key in keys]
         uniforms = torch.from_numpy(np.stack(noise)).float().clamp_(max=1 - 2**-24).to(observations.device)
-        return sample(self.code_model, memory, uniforms, decoding.temperature).codes[:, 0]
+        codes = sample(self.code_model, memory, uniforms, decoding.temperature).codes
+        if draws == 1:
+            return codes[:, 0]
+        chunks = self.tokenizer.scaler.normalize(self.tokenizer.decode(codes, observations[:, -1]))
+        nearest = (chunks - chunks.mean(1, keepdim=True)).square().flatten(2).sum(-1).argmin(1)
+        return codes[torch.arange(len(codes)), nearest]
 
     @torch.no_grad()
     def chunks(self, observations: Float[Tensor, "b n o"], keys: Int[np.ndarray, " b"] | None = None) -> Float[Tensor, "b h a"]:

@@ -48,6 +48,7 @@ def rates(run: Run) -> str:
     """All success rates on one scale, with intervals where there are any."""
     rows = [
         ("policy", "success_rate", "ci95", "main"),
+        ("policy, one code sequence a plan", "codes_success_rate", "codes_ci95", ""),
         ("expert through the codes (ceiling)", "tokenizer_ceiling", "tokenizer_ceiling_ci95", ""),
         ("expert through wrong codes", "other_codes_ceiling", "other_codes_ceiling_ci95", ""),
         ("replay, through the codes", "replay_success.tokenized", "", ""),

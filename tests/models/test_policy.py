@@ -11,6 +11,7 @@ from daps_robot.data.normalize import Scaler
 from daps_robot.errors import CheckpointError, ConfigError
 from daps_robot.models.code_model import CodeModelConfig
 from daps_robot.models.policy import DecodingConfig, LatentPolicy, PolicyConfig
+from daps_robot.models.sampling import sample
 from daps_robot.models.tokenizer import Tokenizer
 from daps_robot.types import PlanRequest, Policy
 
@@ -19,6 +20,7 @@ METHODS = [
     DecodingConfig("greedy"),
     DecodingConfig("sample"),
     DecodingConfig("sample", 0.5),
+    DecodingConfig("consensus", samples=5),
     DecodingConfig("beam", beam_width=3),
 ]
 all_methods = pytest.mark.parametrize("decoding", METHODS, ids=lambda d: f"{d.method}-{d.temperature}")
@@ -88,6 +90,21 @@ def test_beam_finds_no_less_than_greedy_and_the_best_at_full_width():
     policy.config = replace(policy.config, decoding=DecodingConfig("beam", beam_width=16))
     found = policy.codes(observations)
     assert torch.equal(found, best)
+
+
+def test_consensus_takes_the_draw_whose_chunk_is_nearest_to_the_mean_of_all():
+    policy = make_policy(DecodingConfig("consensus", temperature=1.0, samples=7))
+    asked = request()
+    observations = torch.from_numpy(asked.observations)
+    found = policy.codes(observations, asked.keys)
+    noise = np.stack([np.random.default_rng(int(key)).random((7, policy.config.codes.positions)) for key in asked.keys])
+    with torch.no_grad():
+        drawn = sample(policy.code_model, policy.prepare(observations), torch.from_numpy(noise).float()).codes
+    chunks = policy.tokenizer.scaler.normalize(policy.tokenizer.decode(drawn)).numpy()
+    for row in range(6):
+        risk = [((chunks[row] - mine) ** 2).sum() for mine in chunks[row]]  # Bayes risk of each draw under the others
+        assert torch.equal(found[row], drawn[row, int(np.argmin(risk))])
+    assert len({tuple(codes) for codes in drawn[0].tolist()}) > 1
 
 
 def test_observations_are_normalised():
