@@ -86,6 +86,7 @@ def _parse_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
 def _parse_dataclass(cls: type, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise ConfigError(f"{where}: expected the fields of {cls.__name__}, found {value!r}")
+    cls = next((found for found in _subclasses(cls) if found.__name__ == value.get("_type")), cls)
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
     for name in value:
@@ -100,6 +101,11 @@ def _parse_dataclass(cls: type, value: Any, where: str) -> Any:
     if missing:
         raise ConfigError(f"{where}: {cls.__name__} lacks {', '.join(missing)}")
     return cls(**parsed)
+
+
+def _subclasses(cls: type) -> list[type]:
+    direct: list[type] = cls.__subclasses__()
+    return direct + [found for each in direct for found in _subclasses(each)]
 
 
 def save_json(values: Any, path: Path) -> None:

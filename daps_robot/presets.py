@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from daps_robot.estimators import DAPSConfig
 from daps_robot.models.blocks import TransformerConfig
 from daps_robot.models.code_model import CodeModelConfig
 from daps_robot.models.decoders import ChunkDecoderConfig, ConvDecoderConfig, MLPDecoderConfig
@@ -20,17 +20,21 @@ class Preset:
 
     Attributes:
         tokenizer: the networks.
-        daps: K, ESS target and β schedule; without warm start, as in the paper.
+        settings: of estimators (`Estimator.configure` takes those that concern it): β schedule; no warm start, as in the paper.
         batch_size: examples of a step.
     """
 
     tokenizer: TokenizerConfig
-    daps: DAPSConfig
+    settings: dict[str, Any]
     batch_size: int
 
 
 def _transformer(width: int, layers: int) -> TransformerConfig:
     return TransformerConfig(width=width, heads=4, layers=layers, mlp_ratio=4)
+
+
+def _settings(beta_start: float, beta_end: float) -> dict[str, Any]:
+    return {"beta_start": beta_start, "beta_end": beta_end, "warm_start_steps": 0, "teach_steps": 0}
 
 
 def _chunks(horizon: int, positions: int, vocabulary: int, width: int, batch_size: int) -> Preset:
@@ -41,7 +45,7 @@ def _chunks(horizon: int, positions: int, vocabulary: int, width: int, batch_siz
         decoder=ChunkDecoderConfig(horizon, 7, transformer=size),
         likelihood=LikelihoodConfig("gaussian", 0.25),
     )
-    return Preset(tokenizer, DAPSConfig(beta_start=0.5, beta_end=0.01, warm_start_steps=0, teach_steps=0), batch_size)
+    return Preset(tokenizer, _settings(0.5, 0.01), batch_size)
 
 
 PRESETS: dict[str, Preset] = {
@@ -52,7 +56,7 @@ PRESETS: dict[str, Preset] = {
             decoder=MLPDecoderConfig(28, 28, 1, (64, 256)),
             likelihood=LikelihoodConfig("bernoulli"),
         ),
-        DAPSConfig(beta_start=0.5, beta_end=0.01, warm_start_steps=0, teach_steps=0),
+        _settings(0.5, 0.01),
         batch_size=256,
     ),
     "cifar10": Preset(
@@ -62,7 +66,7 @@ PRESETS: dict[str, Preset] = {
             decoder=ConvDecoderConfig(32, 3, 64, 2),
             likelihood=LikelihoodConfig("gaussian", "per-output", max_variance=10.0),
         ),
-        DAPSConfig(beta_start=6.0, beta_end=0.01, warm_start_steps=0, teach_steps=0),
+        _settings(6.0, 0.01),
         batch_size=256,
     ),
     "chunk16": _chunks(16, 8, 256, 64, 256),

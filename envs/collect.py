@@ -117,7 +117,7 @@ def collect_demos(
         "nudges": nudges,
         "seed": seed,
         "robosuite": robosuite.__version__,
-        "layout": 1,
+        "layout": 2,
     }
     with DemoWriter(out, settings) as writer:
         collection = _Collection(writer, demos)

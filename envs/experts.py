@@ -45,7 +45,7 @@ class Expert:
             translation. What follows shows how to come back from some centimetres off, which white noise never does.
         """
         self.noise, self.nudges = noise, nudges
-        self._rng = np.random.default_rng(seed)
+        self._rng = np.random.default_rng((seed, 1))  # not the stream that the start state comes from
         self._push = np.zeros(3)
         self._push_left = 0
 

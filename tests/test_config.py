@@ -18,7 +18,7 @@ from daps_robot.models.decoders import ChunkDecoderConfig, ConvDecoderConfig, ML
 from daps_robot.models.frontends import ChunkFrontEndConfig, ObservationFrontEndConfig, PatchFrontEndConfig
 from daps_robot.models.likelihoods import LikelihoodConfig
 from daps_robot.models.policy import DecodingConfig, PolicyConfig
-from daps_robot.models.quantizers import QuantizerConfig
+from daps_robot.models.posteriors import PosteriorConfig
 from daps_robot.models.tokenizer import TokenizerConfig
 from daps_robot.training.optimizer import OptimizerConfig
 from daps_robot.training.trainer import TrainerConfig
@@ -36,13 +36,13 @@ CONFIGS = [
     LikelihoodConfig("action", 0.3, binary=(6,)),
     LikelihoodConfig("gaussian", "per-dimension"),
     LikelihoodConfig("gaussian", "per-output", 1e-4, 2.0),
-    QuantizerConfig("fsq", (8, 6, 5)),
-    QuantizerConfig(),
+    PosteriorConfig("fsq", (8, 6, 5)),
+    PosteriorConfig(),
     DecodingConfig("sample", 0.7),
     DecodingConfig("beam", beam_width=7),
     TokenizerConfig(),
     TokenizerConfig(
-        front_end=PatchFrontEndConfig(), decoder=MLPDecoderConfig(), quantizer=QuantizerConfig(), obs_keys=("object",)
+        front_end=PatchFrontEndConfig(), decoder=MLPDecoderConfig(), posterior=PosteriorConfig(), obs_keys=("object",)
     ),
     TokenizerConfig(front_end=PatchFrontEndConfig(), decoder=ConvDecoderConfig()),
     PolicyConfig(TokenizerConfig(), ("robot0_eef_pos", "object"), decoding=DecodingConfig("beam")),

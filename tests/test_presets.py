@@ -13,15 +13,16 @@ import torch
 from daps_robot.config import from_json, to_json
 from daps_robot.errors import ConfigError
 from daps_robot.estimators import ESTIMATORS
-from daps_robot.models.tokenizer import Inputs, Tokenizer
-from daps_robot.presets import PRESETS, Preset, preset
+from daps_robot.models.tokenizer import Inputs, Tokenizer, TokenizerConfig
+from daps_robot.presets import PRESETS, preset
 
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_a_preset_survives_json(name):
-    assert from_json(Preset, json.loads(json.dumps(to_json(PRESETS[name])))) == PRESETS[name]
+    networks = PRESETS[name].tokenizer
+    assert from_json(TokenizerConfig, json.loads(json.dumps(to_json(networks)))) == networks
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
@@ -32,7 +33,7 @@ def test_a_preset_trains(name, estimator):
     kind = ESTIMATORS[estimator]
     tokenizer = Tokenizer(kind.tokenizer_config(chosen.tokenizer))
     x = torch.rand(2, *chosen.tokenizer.front_end.shape).round()
-    loss = kind(tokenizer, chosen.daps, total_steps=10).loss(Inputs(x), 0)
+    loss = kind(tokenizer, kind.configure(**chosen.settings), total_steps=10).loss(Inputs(x), 0)
     loss.value.backward()
     trained = [*tokenizer.front_end.parameters(), *tokenizer.decoder.parameters(), *tokenizer.posterior.parameters()]
     assert loss.value.isfinite() and all(p.grad is not None and p.grad.isfinite().all() for p in trained)

@@ -18,17 +18,21 @@ import tyro
 from torch import Tensor
 
 from daps_robot.commands.distill_policy import newest_run
+from daps_robot.commands.evaluate import RolloutConfig
 from daps_robot.data.catalog import locate
 from daps_robot.data.chunks import ChunkDataset
-from daps_robot.data.demos import EVAL_SEED_START, read_demos
+from daps_robot.data.demos import read_demos
 from daps_robot.data.normalize import Scaler
 from daps_robot.estimators import ESTIMATORS
+from daps_robot.estimators.parts import part_size_for
+from daps_robot.estimators.score import decoder_update, encoder_update
 from daps_robot.models.code_model import CodeModel
 from daps_robot.models.policy import LatentPolicy
 from daps_robot.models.tokenizer import Inputs, Tokenizer
 from daps_robot.presets import Preset, preset
 from daps_robot.rollout.evaluate import evaluate
 from daps_robot.rollout.latency import plan_latency
+from daps_robot.rollout.threads import torch_threads
 from daps_robot.training.optimizer import OptimizerConfig, clip_gradients, make_optimizer
 from daps_robot.training.trainer import batch_index
 from daps_robot.types import JSON, PlanRequest
@@ -149,7 +153,7 @@ def time_training(config: Train) -> JSON:
     data, source = training_data(config.preset, chosen)
     estimator_class = ESTIMATORS[config.estimator]
     tokenizer = Tokenizer(estimator_class.tokenizer_config(chosen.tokenizer), Scaler.identity(data.shape[-1]))
-    estimator = estimator_class(tokenizer, chosen.daps, total_steps=1000).to(config.device)
+    estimator = estimator_class(tokenizer, estimator_class.configure(**chosen.settings), total_steps=1000).to(config.device)
     settings = OptimizerConfig()
     optimizer = make_optimizer(settings, estimator, dict(estimator.learning_rates))
 
@@ -181,13 +185,13 @@ def time_training(config: Train) -> JSON:
         "step_ms": statistics.median(watch.parts["step"]),
         "peak_memory_gb": memory,
     }
-    figures |= time_parts(tokenizer, chosen, gather, config)
+    figures |= time_parts(tokenizer, gather, config)
     figures["matmul_ms"] = matmul_ms(config.device)
     return figures
 
 
-def time_parts(tokenizer: Tokenizer, chosen: Preset, gather: Callable[[int], Inputs], config: Train) -> JSON:
-    """Medians of the parts of a DAPS step, each run alone: data, sampling, the encoder's and the decoder's update."""
+def time_parts(tokenizer: Tokenizer, gather: Callable[[int], Inputs], config: Train) -> JSON:
+    """Medians of the parts of a DAPS step (K = 8), each run alone: data, sampling, the encoder's and the decoder's update."""
     posterior = tokenizer.posterior
     if not isinstance(posterior, CodeModel):
         return {}
@@ -198,11 +202,12 @@ def time_parts(tokenizer: Tokenizer, chosen: Preset, gather: Callable[[int], Inp
         watch.lap("data_ms")
         memory = tokenizer.prepare(inputs)
         positions = tokenizer.config.codes.positions
-        z = tokenizer.draw(memory, torch.rand(len(inputs.x), chosen.daps.k, positions, device=config.device))
+        z = tokenizer.draw(memory, torch.rand(len(inputs.x), 8, positions, device=config.device))
         watch.lap("sampling_ms")
-        posterior.log_prob(memory, z.codes).sum().backward()
+        part = part_size_for(z.codes)
+        encoder_update(posterior, torch.ones_like(z.log_prob), z.codes, memory, part).backward()
         watch.lap("encoder_ms")
-        tokenizer.log_likelihood(z.codes, inputs).sum().backward()
+        decoder_update(tokenizer, z.codes, inputs, part)[0].backward()
         watch.lap("decoder_ms")
     return {part: statistics.median(times) for part, times in watch.parts.items() if part != "between"}
 
@@ -244,10 +249,10 @@ def time_policy(config: Policy) -> JSON:
     latency = plan_latency(policy, observations, n=config.decisions)
     batch = PlanRequest(np.repeat(observations[:1], 20, axis=0), np.arange(20))
     watch = Stopwatch("cpu")
-    torch.set_num_threads(1)
-    for _ in range(30):
-        policy.plan(batch)
-        watch.lap("plan")
+    with torch_threads(1):
+        for _ in range(30):
+            policy.plan(batch)
+            watch.lap("plan")
     return {
         "p50_ms": latency.p50,
         "p99_ms": latency.p99,
@@ -260,8 +265,16 @@ def time_policy(config: Policy) -> JSON:
 def time_rollout(config: Rollout) -> JSON:
     """What policy and bookkeeping add to the bare simulator's time."""
     policy = LatentPolicy.from_pretrained((config.policy or newest_run("policy", None)) / "model")
+    shipped = RolloutConfig()
     played = evaluate(
-        config.env, policy, first_seed=EVAL_SEED_START, episodes=config.episodes, workers=config.workers, progress=False
+        config.env,
+        policy,
+        first_seed=shipped.first_seed,
+        episodes=config.episodes,
+        execute=shipped.execute,
+        slots=shipped.slots,
+        workers=config.workers,
+        progress=False,
     )
     steps = sum(record.length for record in played.records)
     return {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tyro
 
@@ -17,13 +17,18 @@ C = TypeVar("C")
 def main(config: type[C], run: Callable[[C], object]) -> None:
     """Parse the command line into `config` and call `run`.
 
+    A class method `default(arguments)` of `config` may give the defaults, where they depend on an argument.
+
     A `DapsRobotError` is printed without a traceback and exits with status 2, Ctrl-C with 130; `--debug` shows tracebacks.
     """
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     description = (config.__doc__ or "").split("\n\n")[0] + "\n\n--debug shows the traceback of an error."
     try:
-        parsed = tyro.cli(config, args=arguments, description=description, config=(tyro.conf.OmitArgPrefixes,))
+        given: dict[str, Any] = {}
+        if defaults := getattr(config, "default", None):
+            given["default"] = defaults(arguments)
+        parsed = tyro.cli(config, args=arguments, description=description, config=(tyro.conf.OmitArgPrefixes,), **given)
         keep_freed_memory()
         run(parsed)
     except DapsRobotError as error:

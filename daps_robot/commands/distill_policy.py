@@ -40,7 +40,7 @@ class LatentPolicyConfig:
 
     history: int = 2
     width: int = 128
-    layers: int = 1
+    layers: int = 2
     heads: int = 4
     autoregressive: bool = True
 

@@ -16,6 +16,7 @@ from daps_robot.commands.distill_policy import newest_run, run_description
 from daps_robot.commands.train_action_vae import split
 from daps_robot.config import load_json, save_json, to_json
 from daps_robot.data.catalog import dataset_name, fetch
+from daps_robot.data.chunks import ChunkDataset
 from daps_robot.data.demos import EVAL_SEED_START, DemoSet, read_demos
 from daps_robot.errors import CheckpointError, ConfigError, RunDirectoryError, SimulationError
 from daps_robot.models.policy import DecodingConfig, LatentPolicy
@@ -26,6 +27,7 @@ from daps_robot.rollout.evaluate import evaluate
 from daps_robot.rollout.latency import plan_latency
 from daps_robot.rollout.replay import replay_demos
 from daps_robot.rollout.results import Evaluation
+from daps_robot.training.metrics import squared_error
 from daps_robot.training.tokenizer import evaluate_tokenizer
 from daps_robot.types import JSON
 
@@ -136,7 +138,7 @@ def run(config: Evaluate) -> JSON:
         "policy_parameters": sum(p.numel() for p in policy.parameters()),
     }
     others = OtherCodes(tokenizer, tokenizer.encode(train.gather(torch.arange(0, len(train), 7)).actions)[:, 0])
-    report["other_codes_rmse"] = reconstruction_rmse(others, demos, policy.horizon)
+    report["other_codes_rmse"] = reconstruction_rmse(others, valid)
     stages = {"reconstruction": time.perf_counter() - started}
     env_id = config.env or demos.env_id
     if env_id is None:
@@ -221,6 +223,7 @@ def roll_out(
             report |= {
                 "tokenizer_ceiling": ceiling.success_rate,
                 "tokenizer_ceiling_ci95": list(ceiling.ci95),
+                "ceiling_in_100_steps": sum(r.success and r.length <= 100 for r in ceiling.records) / ceiling.episodes,
                 "other_codes_ceiling": other.success_rate,
                 "other_codes_ceiling_ci95": list(other.ci95),
             }
@@ -244,16 +247,15 @@ def describe(evaluation: Evaluation) -> str:
     return f"{evaluation.successes}/{evaluation.episodes} (95% interval {low:.1%} to {high:.1%})"
 
 
-def reconstruction_rmse(tokenizer: Reconstructor, demos: DemoSet, horizon: int) -> list[float]:
-    """Per action dimension, in action units, over the whole windows of the validation demonstrations."""
-    errors = []
-    for demo in demos.select(demos.valid):
-        starts = range(len(demo) - horizon + 1)
-        chunks = np.stack([demo.actions[t : t + horizon] for t in starts])
-        observations = demo.flat_obs(tokenizer.obs_keys) if tokenizer.obs_keys else np.zeros((len(demo), 0), np.float32)
-        keys = np.arange(len(starts)) * 7919
-        errors.append(tokenizer.reconstruct(chunks, observations[: len(starts), None], keys) - chunks)
-    return [float(v) for v in np.sqrt(np.mean(np.concatenate(errors) ** 2, axis=(0, 1)))]
+def reconstruction_rmse(tokenizer: Reconstructor, valid: ChunkDataset) -> list[float]:
+    """Per action dimension, in action units, over the windows of the validation demonstrations."""
+    squares, steps = torch.zeros(valid.actions.shape[1]), 0.0
+    for index in torch.arange(len(valid)).split(256):
+        batch = valid.gather(index)
+        again = tokenizer.reconstruct(batch.actions.numpy(), batch.observations.numpy(), 7919 * index.numpy())
+        error, n = squared_error(batch.actions, torch.from_numpy(again), batch.mask)
+        squares, steps = squares + error, steps + float(n)
+    return [float(value) for value in (squares / steps).sqrt()]
 
 
 def stage_seconds(policy_run: Path, description: JSON) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +17,7 @@ from daps_robot.data.chunks import ChunkDataset
 from daps_robot.data.demos import DemoSet, read_demos
 from daps_robot.data.normalize import Scaler, near_binary
 from daps_robot.errors import DataError
-from daps_robot.estimators import ESTIMATORS, DAPSConfig
+from daps_robot.estimators import ESTIMATORS, DAPSConfig, EstimatorConfig
 from daps_robot.models.blocks import TransformerConfig
 from daps_robot.models.code_model import CodeModelConfig
 from daps_robot.models.decoders import ChunkDecoderConfig
@@ -65,9 +66,9 @@ class TrainActionVAE:
         resume: go on with an interrupted run in that directory.
         overwrite: throw a run away that is in that directory.
         obs_keys: observation keys; by default the low-dimensional ones of the file.
-        estimator: how the encoder learns through the codes.
+        estimator: how the encoder learns through the codes; with --help after it, its settings.
         tokenizer: the networks.
-        daps: the estimator's settings.
+        settings: of the estimator.
         trainer: how long and on what.
     """
 
@@ -78,10 +79,17 @@ class TrainActionVAE:
     obs_keys: tuple[str, ...] = ()
     estimator: str = "daps"
     tokenizer: ChunkTokenizerConfig = field(default_factory=ChunkTokenizerConfig)
-    daps: DAPSConfig = field(default_factory=DAPSConfig)
+    settings: EstimatorConfig = field(default_factory=DAPSConfig)
     trainer: TrainerConfig = field(
         default_factory=lambda: TrainerConfig(max_steps=1600, batch_size=64, optimizer=OptimizerConfig(lr=1e-3))
     )
+
+    @classmethod
+    def default(cls, arguments: Sequence[str]) -> TrainActionVAE:
+        """What the command line changes: the settings are those of the estimator that it names."""
+        names = [b for a, b in pairwise(["--estimator", cls.estimator, *arguments]) if a == "--estimator"]
+        names += [a.removeprefix("--estimator=") for a in arguments if a.startswith("--estimator=")]
+        return cls(estimator=names[-1], settings=ESTIMATORS[names[-1]].configure())
 
 
 def run(config: TrainActionVAE) -> dict[str, float]:
@@ -95,10 +103,10 @@ def run(config: TrainActionVAE) -> dict[str, float]:
     train, valid = split(demos, config.tokenizer.horizon)
     torch.manual_seed(config.trainer.seed)
     tokenizer = build_tokenizer(config, train, demos.obs_keys)
-    estimator = estimator_class(tokenizer, config.daps, config.trainer.max_steps)
+    estimator = estimator_class(tokenizer, config.settings, config.trainer.max_steps)
     print(
         f"{config.estimator} on {demos.path}: {len(train)} windows of {len(demos.train)} demonstrations, "
-        f"{len(valid)} of {len(demos.valid)} held out; {tokenizer.bits:.0f} bits a chunk of {config.tokenizer.horizon}",
+        f"{len(valid)} of {len(demos.valid)} held out; {tokenizer.bits:.1f} bits a chunk of {config.tokenizer.horizon}",
         flush=True,
     )
     objective = TokenizerObjective(tokenizer, estimator, valid)
@@ -108,7 +116,9 @@ def run(config: TrainActionVAE) -> dict[str, float]:
     save_json({"demonstrations": fetched - started, "tokenizer": time.perf_counter() - fetched}, out / "timing.json")
     rmse = " ".join(f"{metrics[f'rmse/{i}']:.3f}" for i in range(train.actions.shape[1]))
     print(f"reconstruction error per action dimension (RMSE, action units): {rmse}")
-    print(f"codes in effective use: {metrics['perplexity']:.0f} of {config.tokenizer.vocabulary} a position; tokenizer in {out}")
+    if "perplexity" in metrics:
+        print(f"codes in effective use: {metrics['perplexity']:.0f} of {config.tokenizer.vocabulary} a position")
+    print(f"tokenizer in {out}")
     return metrics
 
 

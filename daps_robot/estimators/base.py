@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
+from daps_robot.errors import ConfigError
 from daps_robot.models.tokenizer import Inputs, Tokenizer, TokenizerConfig
 from daps_robot.registry import Registry
 
@@ -22,14 +24,46 @@ class Loss(NamedTuple):
     metrics: dict[str, Tensor]
 
 
+@dataclass(frozen=True)
+class EstimatorConfig:
+    """An estimator's settings: a frozen dataclass, with a field for each. Here, none."""
+
+
+@dataclass(frozen=True)
+class AnnealedConfig(EstimatorConfig):
+    """Settings of an estimator whose posterior is a distribution.
+
+    Attributes:
+        beta_start, beta_end: the weight β of the KL term falls geometrically from one to the other.
+    """
+
+    beta_start: float = 0.05
+    beta_end: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not 0 < self.beta_end <= self.beta_start:
+            raise ConfigError(f"β falls from {self.beta_start} to {self.beta_end}: both positive, the second no larger")
+
+
+def anneal(step: int, start: float, end: float, steps: int) -> float:
+    """β_t = max(β_end, β_0·(β_end/β_0)^(t/N)): geometric, then constant."""
+    return max(end, start * (end / start) ** (step / steps))
+
+
 class Estimator(nn.Module, ABC):
     """Trains a tokenizer's posterior and decoder. Modules and parameters of its own exist during training only."""
+
+    config_type: ClassVar[type[EstimatorConfig]] = EstimatorConfig
+    """The class of its settings."""
+
+    autoregressive: ClassVar[bool | None] = None
+    """Whether its posterior is autoregressive; None where that is for the user to say."""
 
     learning_rates: Mapping[str, float] = {}
     """Learning rates of parameters of its own that do not follow the trainer's: name → rate."""
 
     def __init__(self, tokenizer: Tokenizer, config: Any, total_steps: int) -> None:
-        """`config` holds the settings of all estimators (today `DAPSConfig`); each takes what concerns it."""
+        """`config` is of `config_type`; `total_steps` is how long its schedules last."""
         super().__init__()
         self.tokenizer = tokenizer
         self.config = config
@@ -37,16 +71,29 @@ class Estimator(nn.Module, ABC):
 
     @classmethod
     def tokenizer_config(cls, config: TokenizerConfig) -> TokenizerConfig:
-        """The tokenizer that this estimator trains, given what was asked for (a quantised one swaps the posterior)."""
-        return config
+        """The tokenizer that this estimator trains, given what was asked for."""
+        if cls.autoregressive is None:
+            return config
+        return replace(config, codes=replace(config.codes, autoregressive=cls.autoregressive))
+
+    @classmethod
+    def configure(cls, **settings: Any) -> Any:
+        """Its settings, from those of `settings` that it has."""
+        known = {field.name for field in fields(cls.config_type)}
+        return cls.config_type(**{name: value for name, value in settings.items() if name in known})
 
     @abstractmethod
     def loss(self, inputs: Inputs, step: int) -> Loss:
         """The loss of one batch at step 0 … total_steps−1; noise comes from torch's global generator."""
 
+    def settle(self, steps: int) -> None:
+        """Bring the tokenizer into the state in which it is used; called after `steps` steps, before each evaluation."""
+
     def beta(self, step: int) -> float:
         """The weight of the KL term at this step; 1 where an estimator has none."""
-        return 1.0
+        if not isinstance(self.config, AnnealedConfig):
+            return 1.0
+        return anneal(step, self.config.beta_start, self.config.beta_end, self.total_steps)
 
     def warnings(self, metrics: Mapping[str, float]) -> list[str]:
         """What the validation metrics warn of, each with a remedy."""

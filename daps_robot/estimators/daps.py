@@ -11,25 +11,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from daps_robot.errors import ConfigError
-from daps_robot.estimators.base import ESTIMATORS, Estimator, Loss
-from daps_robot.estimators.parts import loss_by_parts, part_size_for
+from daps_robot.estimators.base import ESTIMATORS, EstimatorConfig, Loss, anneal
+from daps_robot.estimators.score import Metrics, ScoreConfig, ScoreEstimator
 from daps_robot.estimators.warm_start import WarmStart
-from daps_robot.models.code_model import CodeModel, Memory
-from daps_robot.models.sampling import sample
 from daps_robot.models.tokenizer import Inputs, Tokenizer
-
-
-def beta_schedule(step: int, start: float, end: float, steps: int) -> float:
-    """β_t = max(β_end, β_0·(β_end/β_0)^(t/N)): geometric, then constant."""
-    return max(end, start * (end / start) ** (step / steps))
 
 
 def daps_weights(r: Float[Tensor, "b k"], log_q: Float[Tensor, "b k"], eta: float | Tensor, beta: float) -> Float[Tensor, "b k"]:
@@ -42,20 +35,15 @@ def daps_weights(r: Float[Tensor, "b k"], log_q: Float[Tensor, "b k"], eta: floa
     return torch.softmax((r - r.amax(-1, keepdim=True) - beta * log_q.float()) / (eta + beta), dim=-1)
 
 
+def centre(weights: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
+    """w − 1/K. The score has zero mean under on-policy, independent samples, so as coefficients of ℓ these have the expected
+    update of w, without the noise that near-uniform weights carry."""
+    return weights - 1 / weights.shape[-1]
+
+
 def effective_sample_size(weights: Float[Tensor, "b k"]) -> Float[Tensor, " b"]:
     """ESS = 1/Σ_k w_k², between 1 and K."""
     return 1 / weights.square().sum(-1)
-
-
-def encoder_loss(weights: Float[Tensor, "b k"], log_q: Float[Tensor, "b k"], centred: bool = False) -> Float[Tensor, ""]:
-    """−mean_b Σ_k w_k ℓ_k; centred, −mean_b Σ_k (w_k − 1/K) ℓ_k.
-
-    The score has zero mean under on-policy, independent samples, so subtracting the constant 1/K leaves the expected update
-    unchanged and removes the noise that near-uniform weights carry.
-    """
-    if centred:
-        weights = weights - 1 / weights.shape[-1]
-    return -(weights * log_q).sum(-1).mean()
 
 
 def eta_loss(
@@ -98,32 +86,27 @@ def solve_eta(
     return ((low + high) / 2).exp(), clamped
 
 
-def distinct_samples(codes: Tensor) -> Float[Tensor, ""]:
-    """How many different sequences there are among the K of an input, averaged over the batch; codes (b k l)."""
-    same = (codes[:, :, None] == codes[:, None]).all(-1)
-    return (1 / same.sum(-1)).sum(-1).mean()
+def check_ess_target(ess_target: float, k: int) -> None:
+    if not 1 / k < ess_target < 1:
+        raise ConfigError(f"ESS target {ess_target} of K={k} samples is out of reach: use a fraction between {1 / k:.3g} and 1")
 
 
 @dataclass(frozen=True)
-class DAPSConfig:
-    """How DAPS trains a tokenizer.
+class DAPSConfig(ScoreConfig):
+    """Settings of DAPS.
 
     Attributes:
-        k: samples per input, K.
         ess_target: effective sample size aimed at, as a fraction of K.
         trust_region: how η is set: "solved" for the batch's mean ESS, "solved-per-input", "learned" by its own AdamW from
             `eta` (as published), or "fixed" at `eta`.
         eta: initial η where learned, η where fixed.
         eta_min, eta_max: bounds of a solved η.
         eta_lr: learning rate of log η where learned.
-        centred: weights w − 1/K in place of w.
-        beta_start, beta_end: β falls geometrically from one to the other over the DAPS steps.
-        warm_start_steps: steps of the quantiser phase before DAPS; 0 starts from scratch.
+        centred: weights w − 1/K in place of w (see `centre`).
+        warm_start_steps: steps of the quantiser phase before DAPS; 0 starts from scratch. β falls over the DAPS steps.
         teach_steps: the last of them, in which only the code model learns, from a quantiser that no longer moves.
-        part_size: inputs whose update is computed at a time: memory against the overhead of small operations; 0 chooses.
     """
 
-    k: int = 8
     ess_target: float = 0.33
     trust_region: Literal["solved", "solved-per-input", "learned", "fixed"] = "solved"
     eta: float = 100.0
@@ -131,40 +114,29 @@ class DAPSConfig:
     eta_max: float = 1e6
     eta_lr: float = 1e-3
     centred: bool = True
-    beta_start: float = 0.5
-    beta_end: float = 0.1
     warm_start_steps: int = 1000
     teach_steps: int = 300
-    part_size: int = 0
 
     def __post_init__(self) -> None:
-        if self.k < 2:
-            raise ConfigError(f"DAPS weighs samples against each other: K={self.k} must be at least 2")
-        if not 1 / self.k < self.ess_target < 1:
-            raise ConfigError(
-                f"ESS target {self.ess_target} of K={self.k} samples is out of reach: use a fraction between "
-                f"{1 / self.k:.3g} and 1"
-            )
-        if not 0 < self.beta_end <= self.beta_start:
-            raise ConfigError(f"β falls from {self.beta_start} to {self.beta_end}: both positive, the second no larger")
-        if not 0 < self.eta_min < self.eta_max or self.eta <= 0:
-            raise ConfigError("η and its bounds must be positive, the lower bound below the upper")
-        if self.part_size < 0:
-            raise ConfigError(f"part_size {self.part_size} counts inputs; 0 chooses")
+        super().__post_init__()
+        check_ess_target(self.ess_target, self.k)
+        if not 0 < self.eta_min < self.eta_max or self.eta < 0:
+            raise ConfigError("the bounds of η must be positive, the lower below the upper, and η at least 0")
+        if self.trust_region == "learned" and (self.eta == 0 or not self.eta_lr > 0):
+            raise ConfigError("a learned η starts above 0 and has a positive learning rate")
         if not 0 <= self.teach_steps <= self.warm_start_steps:
             raise ConfigError(f"{self.teach_steps} teaching steps do not fit a warm start of {self.warm_start_steps}")
 
 
 @ESTIMATORS.register("daps")
-class DAPS(Estimator):
+class DAPS(ScoreEstimator):
     """The DAPS step of the module's docstring, after a warm start if there is one."""
 
+    config_type: ClassVar[type[EstimatorConfig]] = DAPSConfig
     config: DAPSConfig
 
     def __init__(self, tokenizer: Tokenizer, config: DAPSConfig, total_steps: int) -> None:
         super().__init__(tokenizer, config, total_steps)
-        if not isinstance(tokenizer.posterior, CodeModel):
-            raise ConfigError("DAPS trains a code model q(z|x): leave the tokenizer's quantizer unset")
         if config.trust_region == "learned":
             self.log_eta = nn.Parameter(torch.tensor(math.log(config.eta)))
             self.learning_rates = {"log_eta": config.eta_lr}
@@ -178,64 +150,29 @@ class DAPS(Estimator):
 
     def beta(self, step: int) -> float:
         after = max(step - self.first_step, 0)
-        return beta_schedule(after, self.config.beta_start, self.config.beta_end, self.total_steps - self.first_step)
+        return anneal(after, self.config.beta_start, self.config.beta_end, self.total_steps - self.first_step)
 
     def loss(self, inputs: Inputs, step: int) -> Loss:
         if self.warm_start is not None and step < self.first_step:
             return self.warm_start.loss(inputs, step)
         if self.warm_start is not None and step == self.first_step:
             self.warm_start.hand_over()
-        tokenizer, config, beta = self.tokenizer, self.config, self.beta(step)
-        posterior = tokenizer.posterior
-        assert isinstance(posterior, CodeModel)
+        return super().loss(inputs, step)
 
-        memory = tokenizer.prepare(inputs)  # encoded once, for drawing and for the update
-        uniforms = torch.rand(len(inputs.x), config.k, posterior.config.positions, device=inputs.x.device)
-        z = sample(posterior, memory, uniforms)
-        part = config.part_size or part_size_for(z.codes)
-        decoder_loss, r = self._decoder_update(z.codes, inputs, part)
-        with torch.no_grad():
-            eta, clamped = self._eta(r, z.log_prob, beta)
-            weights = daps_weights(r, z.log_prob, eta, beta)
-        loss = decoder_loss + self._encoder_update(weights, z.codes, memory, part)
-        metrics = {
-            "elbo_beta": (r - beta * (z.log_prob + posterior.config.bits * math.log(2))).mean(),
-            "reconstruction": -r.mean(),
-            "log_q": z.log_prob.mean(),
-            "entropy": z.entropy.sum(-1).mean(),
-            "ess": effective_sample_size(weights).mean(),
-            "eta": eta.mean(),
-            "eta_clamped": clamped.mean(),
-            "beta": torch.tensor(beta),
-            "distinct": distinct_samples(z.codes),
-        }
-        if config.trust_region == "learned":
-            loss = loss + eta_loss(self.log_eta, r, z.log_prob, beta, config.ess_target)
-        return Loss(loss, {name: value.detach() for name, value in metrics.items()})
+    def settle(self, steps: int) -> None:
+        if self.warm_start is not None and steps <= self.first_step:
+            self.warm_start.hand_over()
 
-    def _decoder_update(self, codes: Tensor, inputs: Inputs, part_size: int) -> tuple[Tensor, Tensor]:
-        """−mean r, and r (b k)."""
-        tokenizer = self.tokenizer
+    def coefficients(self, r: Tensor, log_q: Tensor, beta: float) -> tuple[Tensor, Metrics]:
+        eta, clamped = self._eta(r, log_q, beta)
+        weights = daps_weights(r, log_q, eta, beta)
+        metrics = {"ess": effective_sample_size(weights).mean(), "eta": eta.mean(), "eta_clamped": clamped.mean()}
+        return centre(weights) if self.config.centred else weights, metrics
 
-        def loss_of(part: slice) -> tuple[Tensor, Tensor]:
-            r = tokenizer.log_likelihood(codes[part], inputs.part(part))
-            return -r.mean(), r
-
-        parameters = [*tokenizer.embedding.parameters(), *tokenizer.decoder.parameters(), *tokenizer.likelihood.parameters()]
-        return loss_by_parts(loss_of, len(codes), part_size, parameters)
-
-    def _encoder_update(self, weights: Tensor, codes: Tensor, memory: Memory, part_size: int) -> Tensor:
-        """The encoder's loss; the teacher-forced ℓ carries the gradient, its value is that of the draw."""
-        posterior = self.tokenizer.posterior
-        assert isinstance(posterior, CodeModel)
-
-        def loss_of(part: slice, *memory: Tensor) -> tuple[Tensor, Tensor]:
-            keys, values = memory[::2], memory[1::2]
-            log_q = posterior.log_prob(list(zip(keys, values, strict=True)), codes[part]).sum(-1)
-            return encoder_loss(weights[part], log_q, self.config.centred), log_q
-
-        keys_values = [tensor for layer in memory for tensor in layer]
-        return loss_by_parts(loss_of, len(codes), part_size, list(posterior.parameters()), keys_values)[0]
+    def own_loss(self, r: Tensor, log_q: Tensor, beta: float) -> Tensor:
+        if self.config.trust_region != "learned":
+            return super().own_loss(r, log_q, beta)
+        return eta_loss(self.log_eta, r, log_q, beta, self.config.ess_target)
 
     def _eta(self, r: Tensor, log_q: Tensor, beta: float) -> tuple[Tensor, Tensor]:
         config = self.config
@@ -250,9 +187,10 @@ class DAPS(Estimator):
         found = []
         vocabulary = self.tokenizer.config.codes.vocabulary
         if metrics.get("perplexity", vocabulary) < 0.05 * vocabulary:
+            warm = "" if self.warm_start else "a warm start (--estimator daps), "
             found.append(
                 f"code perplexity {metrics['perplexity']:.1f} is under 5% of the vocabulary ({vocabulary}): "
-                "use a warm start, a larger --beta-start, or fewer codes"
+                f"use {warm}a larger --beta-start, or fewer codes"
             )
         if metrics.get("train/distinct", 2) < 2:
             found.append(
@@ -267,12 +205,62 @@ class DAPS(Estimator):
         return found
 
 
+@ESTIMATORS.register("daps-na")
+class FactorisedDAPS(DAPS):
+    """DAPS with a factorised posterior: all positions from one pass."""
+
+    autoregressive = False
+
+
+@dataclass(frozen=True)
+class PublishedDAPSConfig(ScoreConfig):
+    """Settings of the published DAPS: K, the ESS target and the β schedule of its MNIST runs.
+
+    Attributes:
+        ess_target: effective sample size aimed at, as a fraction of K.
+    """
+
+    beta_start: float = 0.5
+    beta_end: float = 0.01
+    ess_target: float = 0.33
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ess_target(self.ess_target, self.k)
+
+
 @ESTIMATORS.register("daps-published")
 class PublishedDAPS(DAPS):
     """DAPS as published: η learned from 100 by its own AdamW, plain weights, from scratch. It never changes."""
 
-    def __init__(self, tokenizer: Tokenizer, config: DAPSConfig, total_steps: int) -> None:
-        published = replace(
-            config, trust_region="learned", eta=100.0, eta_lr=1e-3, centred=False, warm_start_steps=0, teach_steps=0
+    config_type = PublishedDAPSConfig
+
+    def __init__(self, tokenizer: Tokenizer, config: PublishedDAPSConfig, total_steps: int) -> None:
+        published = DAPSConfig(
+            **vars(config), trust_region="learned", eta=100.0, eta_lr=1e-3, centred=False, warm_start_steps=0, teach_steps=0
         )
         super().__init__(tokenizer, published, total_steps)
+
+
+@ESTIMATORS.register("rws")
+class RWS(ScoreEstimator):
+    """Reweighted wake-sleep (Bornschein & Bengio 2015), wake-phase update of q: DAPS with η = 0, at the schedule's β."""
+
+    def coefficients(self, r: Tensor, log_q: Tensor, beta: float) -> tuple[Tensor, Metrics]:
+        weights = daps_weights(r, log_q, 0.0, beta)
+        return weights, {"ess": effective_sample_size(weights).mean()}
+
+
+@dataclass(frozen=True)
+class RWS1Config(ScoreConfig):
+    """Settings of the textbook form: β = 1 throughout."""
+
+    beta_start: float = 1.0
+    beta_end: float = 1.0
+
+
+@ESTIMATORS.register("rws-1")
+class RWS1(RWS):
+    """Reweighted wake-sleep in its textbook form, β = 1."""
+
+    config_type = RWS1Config

@@ -38,10 +38,10 @@ def loss_by_parts(
         parameters: what the loss depends on besides `tensors`; nothing else receives a gradient.
         tensors: (b …) each; they receive gradients where they require them.
     """
-    loss, values = cast(
-        tuple[Tensor, Tensor], _LossByParts.apply(loss_of, examples, part_size, len(tensors), *tensors, *parameters)
-    )
-    return loss, values
+    inputs = [*tensors, *parameters]
+    if not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in inputs):
+        return loss_of(slice(0, examples), *tensors)  # no gradient to take; whatever is frozen comes whole
+    return cast(tuple[Tensor, Tensor], _LossByParts.apply(loss_of, examples, part_size, len(tensors), *inputs))
 
 
 class _LossByParts(torch.autograd.Function):

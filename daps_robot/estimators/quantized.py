@@ -2,33 +2,114 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
 
 from daps_robot.errors import ConfigError
-from daps_robot.estimators.base import ESTIMATORS, Estimator, Loss
-from daps_robot.models.quantizers import FSQPosterior, QuantizerConfig
+from daps_robot.estimators.base import ESTIMATORS, Estimator, EstimatorConfig, Loss
+from daps_robot.models.posteriors import VQ, PosteriorConfig, QuantizedPosterior
 from daps_robot.models.tokenizer import Inputs, Tokenizer, TokenizerConfig
 
 
-@ESTIMATORS.register("fsq")
-class FSQEstimator(Estimator):
-    """Finite scalar quantisation (arXiv 2309.15505): −log p(x | round(f(x))) with a straight-through gradient."""
+class QuantizedEstimator(Estimator):
+    """−log p(x | quantised f(x)), and whatever else the quantiser wants."""
+
+    kind: ClassVar[Any]
 
     def __init__(self, tokenizer: Tokenizer, config: Any, total_steps: int) -> None:
         super().__init__(tokenizer, config, total_steps)
-        if not isinstance(tokenizer.posterior, FSQPosterior):
-            raise ConfigError("the fsq estimator trains an FSQ posterior: set the tokenizer's quantizer")
+        if tokenizer.config.posterior is None or tokenizer.config.posterior.kind != self.kind:
+            raise ConfigError(f"the {self.kind} estimator trains a posterior of that kind: set the tokenizer's posterior to it")
 
     @classmethod
     def tokenizer_config(cls, config: TokenizerConfig) -> TokenizerConfig:
-        return replace(config, quantizer=QuantizerConfig("fsq"))
+        return replace(config, posterior=PosteriorConfig(cls.kind))
+
+    def settle(self, steps: int) -> None:
+        posterior = self.tokenizer.posterior
+        assert isinstance(posterior, QuantizedPosterior)
+        posterior.write_table(self.tokenizer.embedding)  # decoding looks codes up
+
+    def quantize(self, posterior: QuantizedPosterior, inputs: Inputs) -> tuple[Tensor, Tensor]:
+        """The embedded quantised values (b l d), with gradient, and a further loss."""
+        return posterior.quantize(self.tokenizer.prepare(inputs))[0], torch.zeros((), device=inputs.x.device)
 
     def loss(self, inputs: Inputs, step: int) -> Loss:
         tokenizer, posterior = self.tokenizer, self.tokenizer.posterior
-        assert isinstance(posterior, FSQPosterior)
-        embedded, _ = posterior.quantize(tokenizer.prepare(inputs))
+        assert isinstance(posterior, QuantizedPosterior)
+        embedded, further = self.quantize(posterior, inputs)
         params = tokenizer.decoder_params(embedded[:, None], inputs)
-        loss = -tokenizer.likelihood.log_prob(params, inputs.x, inputs.mask).mean()
-        posterior.write_table(tokenizer.embedding)  # decoding looks codes up, so the table follows the quantiser
-        return Loss(loss, {"reconstruction": loss.detach()})
+        reconstruction = -tokenizer.likelihood.log_prob(params, inputs.x, inputs.mask).mean()
+        return Loss(reconstruction + further, {"reconstruction": reconstruction.detach(), "further_loss": further.detach()})
+
+
+@ESTIMATORS.register("fsq")
+class FSQEstimator(QuantizedEstimator):
+    """Finite scalar quantisation (arXiv 2309.15505)."""
+
+    kind = "fsq"
+
+
+@dataclass(frozen=True)
+class VQConfig(EstimatorConfig):
+    """Settings of vector quantisation.
+
+    Attributes:
+        commitment: weight of the commitment loss.
+        codebook_decay: of the codebook's exponential moving average.
+        revive_below: a code whose average use per batch falls below this is put onto one of the batch's vectors; 0 never.
+        kmeans: start the codebook from k-means of the first batch.
+        rotation_trick: rotate gradients onto the code (Fifty et al. 2024, arXiv 2410.06424) in place of copying them.
+    """
+
+    commitment: float = 0.25
+    codebook_decay: float = 0.99
+    revive_below: float = 0.1
+    kmeans: bool = True
+    rotation_trick: bool = True
+
+    def __post_init__(self) -> None:
+        if self.commitment < 0 or not 0 < self.codebook_decay < 1 or self.revive_below < 0:
+            raise ConfigError("commitment and revive_below are at least 0, codebook_decay lies between 0 and 1")
+
+
+@ESTIMATORS.register("vq")
+class VQEstimator(QuantizedEstimator):
+    """VQ-VAE with an EMA codebook, by vector-quantize-pytorch (the extra `vq`), which trains the codebook."""
+
+    kind = "vq"
+    config_type = VQConfig
+
+    def __init__(self, tokenizer: Tokenizer, config: VQConfig, total_steps: int) -> None:
+        super().__init__(tokenizer, config, total_steps)
+        try:
+            from vector_quantize_pytorch import VectorQuantize
+        except ImportError as error:
+            raise ConfigError(
+                f"the vq estimator needs vector-quantize-pytorch: pip install 'daps-robot[vq]' ({error})"
+            ) from error
+        vocabulary, dimensions = self._codebook().vectors.shape
+        self.quantizer = VectorQuantize(
+            dimensions,
+            vocabulary,
+            decay=config.codebook_decay,
+            kmeans_init=config.kmeans,
+            threshold_ema_dead_code=config.revive_below,
+            commitment_weight=config.commitment,
+            rotation_trick=config.rotation_trick,
+        )
+
+    def quantize(self, posterior: QuantizedPosterior, inputs: Inputs) -> tuple[Tensor, Tensor]:
+        latents = posterior.latents(self.tokenizer.prepare(inputs)).float()
+        values, _, further = self.quantizer(latents)
+        with torch.no_grad():
+            self._codebook().vectors.copy_(self.quantizer.codebook)
+        return posterior.project_out(values), further.sum()
+
+    def _codebook(self) -> VQ:
+        posterior = self.tokenizer.posterior
+        assert isinstance(posterior, QuantizedPosterior) and isinstance(posterior.quantizer, VQ)
+        return posterior.quantizer

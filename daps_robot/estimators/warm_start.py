@@ -13,7 +13,7 @@ from torch import nn
 
 from daps_robot.estimators.base import Loss
 from daps_robot.models.code_model import CodeModel
-from daps_robot.models.quantizers import FSQPosterior
+from daps_robot.models.posteriors import QuantizedPosterior
 from daps_robot.models.tokenizer import Inputs, Tokenizer
 
 
@@ -25,7 +25,7 @@ class WarmStart(nn.Module):
         super().__init__()
         self.tokenizer = [tokenizer]  # not a submodule: the estimator holds it already
         self.teach_from = steps - teach_steps
-        self.quantizer = FSQPosterior(tokenizer.config.codes)
+        self.quantizer = QuantizedPosterior(tokenizer.config.codes, "fsq")
 
     def loss(self, inputs: Inputs, step: int) -> Loss:
         tokenizer = self.tokenizer[0]
@@ -44,7 +44,6 @@ class WarmStart(nn.Module):
             reconstruction = -tokenizer.likelihood.log_prob(params, inputs.x, inputs.mask).mean()
             metrics["reconstruction"] = reconstruction.detach()
             loss = loss + reconstruction
-            self.hand_over()
         return Loss(loss, metrics)
 
     def hand_over(self) -> None:

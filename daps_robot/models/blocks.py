@@ -56,6 +56,20 @@ class Cache:
         self.values = self.values.repeat_interleave(k, dim=0)
 
 
+class GrowingCache:
+    """As `Cache`, by concatenation: for sequences that gradients flow back through."""
+
+    def __init__(self) -> None:
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Add one position (s heads d_head); the keys and values of every position so far."""
+        self.keys.append(keys)
+        self.values.append(values)
+        return torch.stack(self.keys, dim=2), torch.stack(self.values, dim=2)
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention without biases: over tokens, over branching code sequences, or one position at a time."""
 
@@ -80,7 +94,7 @@ class SelfAttention(nn.Module):
         first = rearrange(first_value, "b h 1 e -> b 1 (h e)")  # position 0 attends to itself alone
         return self.out(torch.cat([first, later], dim=1))
 
-    def step(self, x: Float[Tensor, "s d"], cache: Cache) -> Float[Tensor, "s d"]:
+    def step(self, x: Float[Tensor, "s d"], cache: Cache | GrowingCache) -> Float[Tensor, "s d"]:
         # Views in place of einops here and below: one position of one input is a matter of microseconds.
         q, k, v = self.qkv(x).view(len(x), 3, self.heads, -1).unbind(1)
         keys, values = cache.append(k, v)
@@ -209,7 +223,9 @@ class DecoderBlock(nn.Module):
         x = x + self.cross(self.norm2(x), memory)
         return x + self.mlp(self.norm3(x))
 
-    def step(self, x: Float[Tensor, "b k d"], memory: tuple[Tensor, Tensor], cache: Cache) -> Float[Tensor, "b k d"]:
+    def step(
+        self, x: Float[Tensor, "b k d"], memory: tuple[Tensor, Tensor], cache: Cache | GrowingCache
+    ) -> Float[Tensor, "b k d"]:
         x = x + self.attention.step(self.norm1(x).flatten(0, 1), cache).view(x.shape)
         x = x + self.cross(self.norm2(x), memory)
         return x + self.mlp(self.norm3(x))

@@ -9,6 +9,7 @@ Log-probabilities are float32 under any autocast. BOS is an embedding of its own
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from daps_robot.errors import ConfigError
-from daps_robot.models.blocks import Cache, DecoderBlock, TransformerConfig, sinusoidal_positions
+from daps_robot.models.blocks import Cache, DecoderBlock, GrowingCache, TransformerConfig, sinusoidal_positions
 
 Memory = list[tuple[Tensor, Tensor]]
 """Cross-attention keys and values (b heads m d_head) of every layer."""
@@ -99,20 +100,23 @@ class CodeTrunk(nn.Module):
         """Position 0, which all samples of an input share, and caches that hold its keys and values."""
         b, h, _, e = memory[0][0].shape
         caches = [Cache(b, h, self.config.positions, e, like=memory[0][0]) for _ in self.blocks]
-        return self._step(self.bos.expand(b, 1, -1), 0, memory, caches), caches
+        return self.step(self.bos.expand(b, 1, -1), 0, memory, caches), caches
 
     def extend(self, codes: Int[Tensor, "b k"], position: int, memory: Memory, caches: list[Cache]) -> Float[Tensor, "b k d"]:
         """The next position once the code before it is known; the caches grow by that code."""
-        return self._step(self.embedding(codes), position, memory, caches)
+        return self.step(self.embedding(codes), position, memory, caches)
 
-    def _blocks(self) -> list[DecoderBlock]:
-        return cast("list[DecoderBlock]", list(self.blocks))
-
-    def _step(self, x: Float[Tensor, "b k d"], position: int, memory: Memory, caches: list[Cache]) -> Tensor:
+    def step(
+        self, x: Float[Tensor, "b k d"], position: int, memory: Memory, caches: Sequence[Cache | GrowingCache]
+    ) -> Float[Tensor, "b k d"]:
+        """A position from the embedding of the code before it (of the first, `bos`); the caches grow by it."""
         x = x + self.positions[position]
         for block, keys_values, cache in zip(self._blocks(), memory, caches, strict=True):
             x = block.step(x, keys_values, cache)
         return self.norm(x)
+
+    def _blocks(self) -> list[DecoderBlock]:
+        return cast("list[DecoderBlock]", list(self.blocks))
 
 
 class EmbeddingHead(nn.Module):

@@ -35,19 +35,21 @@ class DecodingConfig:
             `sampling.expected_embedding`); "greedy" decodes those codes; "sample" draws codes; "consensus" draws
             `samples` of them and takes the ones whose chunk is nearest to the mean of all their chunks (minimum Bayes
             risk under squared error); "beam" searches.
-        temperature: of "sample" and "consensus".
-        samples: of "consensus".
+        temperature: of "sample".
+        samples, consensus_temperature: of "consensus".
         beam_width: of "beam".
     """
 
     method: Literal["expected", "greedy", "sample", "consensus", "beam"] = "expected"
-    temperature: float = 0.7
+    temperature: float = 1.0
     samples: int = 16
+    consensus_temperature: float = 0.7
     beam_width: int = 4
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise ConfigError(f"temperature {self.temperature} must be positive; for the most likely codes use greedy")
+        lowest = min(self.temperature, self.consensus_temperature)
+        if not lowest > 0:
+            raise ConfigError(f"temperature {lowest} must be positive; for the most likely codes use greedy")
         if self.beam_width < 1 or self.samples < 1:
             raise ConfigError(f"beam width {self.beam_width} and samples {self.samples} must be at least 1")
 
@@ -130,10 +132,11 @@ class LatentPolicy(nn.Module):
             return beam(self.code_model, memory, decoding.beam_width)[0][:, 0]
         if keys is None:
             raise ConfigError("drawing codes needs a key per row, so that its noise is repeatable")
-        draws = decoding.samples if decoding.method == "consensus" else 1
+        consensus = decoding.method == "consensus"
+        draws, temperature = (decoding.samples, decoding.consensus_temperature) if consensus else (1, decoding.temperature)
         noise = [np.random.default_rng(int(key)).random((draws, self.config.codes.positions)) for key in keys]
         uniforms = torch.from_numpy(np.stack(noise)).float().clamp_(max=1 - 2**-24).to(observations.device)
-        codes = sample(self.code_model, memory, uniforms, decoding.temperature).codes
+        codes = sample(self.code_model, memory, uniforms, temperature).codes
         if draws == 1:
             return codes[:, 0]
         chunks = self.tokenizer.scaler.normalize(self.tokenizer.decode(codes, observations[:, -1]))

@@ -6,6 +6,7 @@ step, example, episode) and a draw does not depend on what else is in the batch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from daps_robot.errors import ConfigError
+from daps_robot.models.blocks import GrowingCache
 from daps_robot.models.code_model import CodeModel, Memory
 
 
@@ -121,6 +123,30 @@ def beam(model: CodeModel, memory: Memory, width: int) -> tuple[Int[Tensor, "b w
         codes[..., i] = choice % vocabulary
         steps.select(parent)
     return codes, scores
+
+
+def relaxed(
+    model: CodeModel, memory: Memory, relax: Callable[[Float[Tensor, "... v"]], Float[Tensor, "... v"]]
+) -> tuple[Float[Tensor, "b l v"], Float[Tensor, "b l v"]]:
+    """One sequence per input as relaxed one-hot vectors, with gradient, and the logits that they were drawn from.
+
+    `relax` draws from logits. An autoregressive model reads what was drawn before, so gradients flow back through the
+    whole sequence, and positions cannot be computed at once as in teacher forcing: l passes, forward and backward.
+    """
+    if not model.config.autoregressive:
+        logits = model.factorised_logits(memory)
+        return relax(logits), logits
+    trunk = model.trunk
+    caches = [GrowingCache() for _ in trunk.blocks]
+    x = trunk.bos.expand(len(memory[0][0]), 1, -1)
+    drawn, all_logits = [], []
+    for position in range(model.config.positions):
+        logits = model.head(trunk.step(x, position, memory, caches)).float()
+        one_hot = relax(logits)
+        x = one_hot @ trunk.embedding.weight
+        drawn.append(one_hot)
+        all_logits.append(logits)
+    return torch.cat(drawn, dim=1), torch.cat(all_logits, dim=1)
 
 
 class _Steps:

@@ -5,6 +5,7 @@ x ──scaler──► front end ──memory──► posterior q(z|x) ──c
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -21,8 +22,8 @@ from daps_robot.models.code_model import CodeModel, CodeModelConfig, Memory
 from daps_robot.models.decoders import ChunkDecoderConfig, DecoderConfig, make_decoder
 from daps_robot.models.frontends import ChunkFrontEndConfig, FrontEndConfig, make_front_end
 from daps_robot.models.likelihoods import LikelihoodConfig, make_likelihood
+from daps_robot.models.posteriors import GaussianPosterior, PosteriorConfig, QuantizedPosterior, make_posterior
 from daps_robot.models.pretrained import load_pretrained, restore, save_pretrained
-from daps_robot.models.quantizers import FSQPosterior, QuantizerConfig
 from daps_robot.models.sampling import CodeSample, greedy, sample
 
 
@@ -35,7 +36,7 @@ class TokenizerConfig:
         front_end: from x to memory tokens.
         decoder: from embedded codes to the likelihood's parameters.
         likelihood: p(x|z).
-        quantizer: a quantised posterior in place of the code model.
+        posterior: another posterior in place of the code model.
         obs_keys: observation keys, in order, that a conditioned decoder reads.
     """
 
@@ -43,7 +44,7 @@ class TokenizerConfig:
     front_end: FrontEndConfig = field(default_factory=ChunkFrontEndConfig)
     decoder: DecoderConfig = field(default_factory=ChunkDecoderConfig)
     likelihood: LikelihoodConfig = field(default_factory=LikelihoodConfig)
-    quantizer: QuantizerConfig | None = None
+    posterior: PosteriorConfig | None = None
     obs_keys: tuple[str, ...] = ()
 
 
@@ -65,6 +66,21 @@ class Inputs(NamedTuple):
         return Inputs(*(None if tensor is None else tensor[part] for tensor in self))  # type: ignore[arg-type]
 
 
+class Encoded(NamedTuple):
+    """What a posterior makes of x.
+
+    Attributes:
+        embedded: (b k l d) what the decoder reads.
+        codes: (b k l), or None where there are none (a Gaussian).
+        kl: (b k) nats, of the posterior to its prior: for codes, the uniform one, as the sum of the exact conditional KL at
+            each position given the sampled prefix; None where the posterior is no distribution (a quantiser).
+    """
+
+    embedded: Float[Tensor, "b k l d"]
+    codes: Int[Tensor, "b k l"] | None
+    kl: Float[Tensor, "b k"] | None
+
+
 class Tokenizer(nn.Module):
     """A discrete autoencoder with a posterior q(z|x) over code sequences and a decoder p(x|z)."""
 
@@ -77,11 +93,8 @@ class Tokenizer(nn.Module):
         self.obs_scaler = (obs_scaler or Scaler.identity(int(conditioned))) if conditioned else None
         self.likelihood = make_likelihood(config.likelihood, channels)
         self.front_end = make_front_end(config.front_end)
-        self.posterior: CodeModel | FSQPosterior
-        if config.quantizer is None:
-            self.posterior = CodeModel(codes)
-        else:
-            self.posterior = FSQPosterior(codes, config.quantizer.levels)
+        self.posterior: CodeModel | QuantizedPosterior | GaussianPosterior
+        self.posterior = CodeModel(codes) if config.posterior is None else make_posterior(config.posterior, codes)
         self.embedding = nn.Embedding(codes.vocabulary, codes.transformer.width)
         self.decoder = make_decoder(config.decoder, codes.positions, codes.transformer.width, self.likelihood.outputs)
 
@@ -105,8 +118,10 @@ class Tokenizer(nn.Module):
 
     @property
     def bits(self) -> float:
-        """Capacity of a code sequence, l·log2(v)."""
-        return self.config.codes.bits
+        """Capacity of a code sequence, l·log2(v), with the v that a quantiser really has; of a Gaussian, without limit."""
+        if isinstance(self.posterior, GaussianPosterior):
+            return math.inf
+        return self.posterior.bits if isinstance(self.posterior, QuantizedPosterior) else self.config.codes.bits
 
     # -- the pieces that estimators use, in normalised units -------------------------------------------------------------
 
@@ -115,14 +130,35 @@ class Tokenizer(nn.Module):
         return self.posterior.prepare(self.front_end(inputs.x))
 
     def draw(self, memory: Memory, uniforms: Float[Tensor, "b k l"] | None = None) -> CodeSample:
-        """k samples of q(z|x) by the given noise, or the most likely codes (k = 1) without. No gradient."""
-        if isinstance(self.posterior, CodeModel):
-            return greedy(self.posterior, memory) if uniforms is None else sample(self.posterior, memory, uniforms)
+        """k samples of q(z|x) by the given noise, or the most likely codes (k = 1) without. No gradient.
+
+        Raises:
+            ConfigError: a Gaussian posterior has no codes.
+        """
+        posterior = self.posterior
+        if isinstance(posterior, CodeModel):
+            return greedy(posterior, memory) if uniforms is None else sample(posterior, memory, uniforms)
+        if isinstance(posterior, GaussianPosterior):
+            raise ConfigError("this tokenizer's posterior is a Gaussian (vae): it has no codes to draw or to predict")
         with torch.no_grad():
-            codes = self.posterior.quantize(memory)[1][:, None]
+            codes = posterior.quantize(memory)[1][:, None]
         k = 1 if uniforms is None else uniforms.shape[1]
         zeros = torch.zeros(len(codes), k, codes.shape[-1], device=codes.device)
         return CodeSample(codes.expand(-1, k, -1), zeros[..., 0], zeros)
+
+    @torch.no_grad()
+    def encoded(self, memory: Memory, k: int | None = None) -> Encoded:
+        """k samples of the posterior, or its most likely value (k = 1), whatever its kind; a quantiser has but one."""
+        if isinstance(self.posterior, GaussianPosterior):
+            embedded, kl = self.posterior.draw(memory, k)
+            return Encoded(embedded, None, kl)
+        codes = self.config.codes
+        stochastic = isinstance(self.posterior, CodeModel)
+        keys = memory[0][0]
+        noise = torch.rand(len(keys), k, codes.positions, device=keys.device) if k and stochastic else None
+        z = self.draw(memory, noise)
+        kl = codes.bits * math.log(2) - z.entropy.sum(-1)
+        return Encoded(self.embedding(z.codes), z.codes, kl if stochastic else None)
 
     def decoder_params(self, embedded: Float[Tensor, "b k l d"], inputs: Inputs) -> Float[Tensor, "b k *x p"]:
         """The likelihood's parameters given embedded codes."""
@@ -171,6 +207,7 @@ class Tokenizer(nn.Module):
         params = self.decoder_params(embedded, Inputs(embedded, None, observation))
         return self.scaler.denormalize(self.likelihood.mean(params))
 
+    @torch.no_grad()
     def reconstruct(
         self,
         chunks: Float[np.ndarray, "b h a"],
@@ -179,9 +216,11 @@ class Tokenizer(nn.Module):
     ) -> Float[np.ndarray, "b h a"]:
         """Chunks through their most likely codes and back, for rollouts (`keys` is not needed: nothing is drawn)."""
         device = self.scaler.shift.device
-        codes = self.encode(torch.from_numpy(chunks).to(device))
+        x = torch.from_numpy(chunks).to(device)
+        self._check(x)
+        embedded = self.encoded(self.prepare(self.inputs(x))).embedded
         observation = torch.from_numpy(observations[:, -1]).to(device)
-        return self.decode(codes, observation)[:, 0].cpu().numpy()
+        return self.decode_embedded(embedded, observation)[:, 0].cpu().numpy()
 
     # -- files -----------------------------------------------------------------------------------------------------------
 

@@ -177,10 +177,10 @@ def policy_curves(run: Run, policy: LatentPolicy) -> str:
         ),
         (
             "Error of the planned chunk",
-            "Squared error of the decoded actions; 1 is as bad as always the mean action. Good: falls, down to the noise of "
+            "Squared error of the decoded actions over the square of each dimension's scale. Good: falls, down to the noise of "
             "the demonstrations.",
             error.size,
-            lambda: plots.curve(PAGE, "share of the variance", valid=error, limits=(0.0, 1.08 * float(np.nanmax(error[1])))),
+            lambda: plots.curve(PAGE, "squared error / scale²", valid=error, limits=(0.0, 1.08 * float(np.nanmax(error[1])))),
         ),
     ):
         if there:

@@ -12,6 +12,13 @@ from daps_robot.report.html import fact, grid, missing, number, paragraph, perce
 from daps_robot.report.run import Run
 
 NO_ROLLOUTS = "Not measured: the evaluation found no simulator for this data set, or was run without rollouts."
+_DECODING = {
+    "expected": "predicts a short sequence of codes, decodes the mean of their embeddings under its prediction",
+    "greedy": "predicts a short sequence of codes, decodes the most likely one",
+    "sample": "draws a short sequence of codes, decodes it",
+    "consensus": "draws short sequences of codes, decodes the one that is nearest to the mean of all",
+    "beam": "searches for the most likely short sequence of codes, decodes it",
+}
 NO_CEILING = "Not measured: the evaluation was run without an expert's episodes (--rollout.ceiling-episodes 0), or could not."
 
 
@@ -38,7 +45,7 @@ def lead(run: Run) -> str:
         f"{number(run, 'ci95.0', percent)} and {number(run, 'ci95.1', percent)} (Wilson interval). Every episode starts from a "
         f"state that no demonstration started from, ends after {number(run, f'{settings}.max_steps', whole)} steps at the "
         "latest, and counts as solved if the task was done at any step. At each decision the policy reads the last "
-        f"observations, predicts a short sequence of codes, has them decoded into {number(run, f'{settings}.horizon', whole)} "
+        f"observations, {_DECODING[run.get('decoding', 'greedy')]} into {number(run, f'{settings}.horizon', whole)} "
         f"actions, and executes {number(run, f'{settings}.execute', whole)} of them.",
         "lead",
     )
@@ -80,7 +87,7 @@ def facts(run: Run, policy: LatentPolicy) -> str:
 
 def _code_facts(run: Run, policy: LatentPolicy) -> list[str]:
     codes = policy.tokenizer.config.codes
-    ceiling, other = run.get("tokenizer_ceiling"), run.get("other_codes_ceiling")
+    ceiling, other = run.get("ceiling_in_100_steps"), run.get("other_codes_ceiling")
     right, wrong = run.get("reconstruction_rmse"), run.get("other_codes_rmse")
     gain = f"{100 * (ceiling - other):.0f} <small>points of success</small>" if None not in (ceiling, other) else ""
     rmse = f"{_mean(right):.3f} <small>against {_mean(wrong):.3f}</small>" if right and wrong else ""
@@ -88,7 +95,7 @@ def _code_facts(run: Run, policy: LatentPolicy) -> list[str]:
     return [
         fact(
             "Tokenizer ceiling",
-            number(run, "tokenizer_ceiling", percent) if ceiling is not None else "",
+            number(run, "tokenizer_ceiling", percent) if run.get("tokenizer_ceiling") is not None else "",
             "The scripted expert drives, but each chunk of actions that it plans is turned into codes and back before it is "
             f"executed. 95% interval {number(run, 'tokenizer_ceiling_ci95.0', percent)} to "
             f"{number(run, 'tokenizer_ceiling_ci95.1', percent)}.",
@@ -98,9 +105,8 @@ def _code_facts(run: Run, policy: LatentPolicy) -> list[str]:
             "Code gain",
             gain or rmse,
             (
-                f"Ceiling {number(run, 'tokenizer_ceiling', percent)} with the right codes, "
-                f"{number(run, 'other_codes_ceiling', percent)} with those of another, random chunk (in shorter "
-                f"episodes){rebuilt}. "
+                f"Solved within 100 steps: {number(run, 'ceiling_in_100_steps', percent)} of the expert's episodes with the "
+                f"right codes, {number(run, 'other_codes_ceiling', percent)} with those of another, random chunk{rebuilt}. "
                 if gain
                 else "Error (RMSE) of actions rebuilt from their own codes, against those of another, random chunk. "
             )
@@ -159,8 +165,8 @@ def _running_facts(run: Run, policy: LatentPolicy) -> list[str]:
         fact(
             "Overhead",
             number(run, "rollouts.overhead", percent) if overhead is not None else "",
-            "Time that policy and bookkeeping add to the bare simulator's during the rollouts. Good: little beside the "
-            "simulator.",
+            "Time that policy and bookkeeping add to the bare simulator's during the rollouts, on a machine that does nothing "
+            "else. Good: little beside the simulator.",
             NO_ROLLOUTS,
         ),
         fact(

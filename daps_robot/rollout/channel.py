@@ -13,10 +13,13 @@ import contextlib
 import importlib
 import os
 import pickle
+import queue
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 import traceback
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -49,8 +52,8 @@ class Worker(Protocol):
     def dismiss(self) -> None:
         """Lets the worker end by itself, without waiting for it."""
 
-    def close(self) -> None:
-        """Ends the worker; harmless when called twice."""
+    def close(self, patience: float = 2.0) -> None:
+        """Ends the worker, by force if it is busy for `patience` seconds more; harmless when called twice."""
 
 
 def resolve(factory: str) -> Any:
@@ -84,7 +87,7 @@ class LocalWorker:
     def dismiss(self) -> None:
         pass
 
-    def close(self) -> None:
+    def close(self, patience: float = 2.0) -> None:
         if self._target is not None and hasattr(self._target, "close"):
             self._target.close()
         self._target = None
@@ -176,20 +179,21 @@ class ProcessWorker:
 
     def dismiss(self) -> None:
         assert self._process.stdin is not None
-        with contextlib.suppress(OSError):  # unsent bytes for a process that is no more
-            self._process.stdin.close()  # the end of its input is the worker's sign to leave
+        assert self._process.stdout is not None
+        for stream in (self._process.stdin, self._process.stdout):  # the end of its input is the worker's sign to leave
+            with contextlib.suppress(OSError):  # unsent bytes for a process that is no more
+                stream.close()
 
-    def close(self) -> None:
+    def close(self, patience: float = 2.0) -> None:
         process = self._process
         self.dismiss()
         try:
-            process.wait(timeout=2)
+            process.wait(timeout=patience)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        for stream in (process.stdout, self._stderr):
-            if stream is not None:
-                stream.close()
+        if self._stderr is not None:
+            self._stderr.close()
 
 
 def start_workers(factory: str, arguments: Sequence[tuple[Any, ...]], *, in_process: bool) -> list[Worker]:
@@ -217,11 +221,20 @@ def start_workers(factory: str, arguments: Sequence[tuple[Any, ...]], *, in_proc
 
 
 def close_all(workers: Sequence[Worker]) -> None:
-    """Ends all workers."""
+    """Ends all workers, those that are busy after two seconds by force."""
+    deadline = time.monotonic() + 2
     for worker in workers:
         worker.dismiss()
     for worker in workers:
-        worker.close()
+        worker.close(max(0.0, deadline - time.monotonic()))
+
+
+def _read_calls(source: IO[bytes], calls: queue.SimpleQueue[Any]) -> None:
+    try:
+        while True:
+            calls.put(pickle.load(source))
+    except (EOFError, pickle.UnpicklingError):
+        calls.put(None)
 
 
 def serve() -> None:
@@ -233,12 +246,13 @@ def serve() -> None:
     os.dup2(2, 1)
     with Path(os.devnull).open("rb") as nothing:
         os.dup2(nothing.fileno(), 0)
+    # Calls are read as they come, whatever is being answered: a caller that submits one before it asks for the answer to
+    # the last never waits for a pipe that nobody reads.
+    calls: queue.SimpleQueue[tuple[str, tuple[Any, ...]] | None] = queue.SimpleQueue()
+    threading.Thread(target=_read_calls, args=(source, calls), daemon=True).start()
     target: Any = None
-    while True:
-        try:
-            name, arguments = pickle.load(source)
-        except EOFError:
-            break
+    while (call := calls.get()) is not None:
+        name, arguments = call
         try:
             if target is None:
                 target, value = resolve(name)(*arguments), None

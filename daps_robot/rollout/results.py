@@ -48,7 +48,7 @@ class Seconds:
         simulator: of the busiest worker, in `step` and `reset`.
         lookahead: of the same worker, in the expert's lookahead.
         waiting: for the simulators, with nothing left to plan.
-        policy: in `policy.plan`, while the simulators work too.
+        policy: in `policy.plan`; with workers, the simulators work meanwhile.
         other: messages and bookkeeping.
         startup: starting processes and making environments; not in `total`.
     """

@@ -28,3 +28,13 @@ def squared_error(
     if mask is None:
         return error.flatten(0, -2).sum(0), torch.tensor(float(error[..., 0].numel()))
     return (error * mask[..., None]).flatten(0, -2).sum(0), mask.sum().float()
+
+
+def mean_squared_error(
+    x: Float[Tensor, "b *x"], y: Float[Tensor, "b *x"], mask: Bool[Tensor, "b h"] | None
+) -> Float[Tensor, " b"]:
+    """Mean of (x − y)² of each example, over unmasked steps."""
+    error = (x - y).double().square()
+    if mask is None:
+        return error.flatten(1).mean(1)
+    return (error.mean(-1) * mask).sum(-1) / mask.sum(-1)

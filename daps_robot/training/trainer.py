@@ -113,8 +113,8 @@ class TrainerConfig:
             raise ConfigError("patience, max_skipped and max_minutes count from 0")
         if self.max_steps < 1 or self.batch_size < 1 or self.log_every < 1 or self.eval_every < 0:
             raise ConfigError("max_steps, batch_size and log_every must be at least 1, eval_every at least 0")
-        if self.seed < 0 or self.max_minutes < 0:
-            raise ConfigError(f"seed {self.seed} and max_minutes {self.max_minutes} must not be negative")
+        if self.seed < 0:
+            raise ConfigError(f"seed {self.seed} must not be negative")
 
 
 @dataclass
@@ -129,6 +129,10 @@ class Progress:
     skipped: int = 0
     skipped_in_a_row: int = 0
     finished: bool = False
+
+
+NO_STEP = 2**40
+"""In place of a step, for noise that belongs to none."""
 
 
 def step_seed(seed: int, step: int) -> int:
@@ -300,7 +304,7 @@ class Trainer:
         if average is not None:
             average.swap()
         objective.eval()
-        torch.manual_seed(step_seed(self.config.seed, 0))  # the same noise at every validation
+        torch.manual_seed(step_seed(self.config.seed, NO_STEP))  # the same noise at every validation
         metrics = {**objective.evaluate(), "step": progress.step, "train_seconds": progress.seconds}
         logger.log(progress.step, "valid", metrics)
         for warning in objective.warnings({**last, **metrics}):

@@ -9,7 +9,7 @@ from tiny import make_tokenizer, tokenizer_config
 from daps_robot.errors import ConfigError
 from daps_robot.estimators import ESTIMATORS, DAPSConfig
 from daps_robot.estimators.daps import DAPS
-from daps_robot.models.quantizers import QuantizerConfig
+from daps_robot.models.posteriors import PosteriorConfig
 from daps_robot.models.sampling import sample
 from daps_robot.models.tokenizer import Tokenizer, TokenizerConfig
 
@@ -24,7 +24,7 @@ def seed():
 
 def make(name="daps", total_steps=100, **settings):
     tokenizer = make_tokenizer()
-    estimator = ESTIMATORS[name](tokenizer, DAPSConfig(**{**SCRATCH, **settings}), total_steps)
+    estimator = ESTIMATORS[name](tokenizer, ESTIMATORS[name].configure(**{**SCRATCH, **settings}), total_steps)
     mask = torch.arange(8) < torch.tensor([8, 8, 6, 3, 8, 1])[:, None]
     return tokenizer, estimator, tokenizer.inputs(torch.randn(6, 8, 3), mask)
 
@@ -216,7 +216,8 @@ def test_daps_leaves_the_quantiser_behind():
         {"ess_target": float("nan")},
         {"beta_start": 0.01, "beta_end": 0.1},
         {"beta_end": 0.0},
-        {"eta": 0.0},
+        {"eta": -1.0},
+        {"eta": 0.0, "trust_region": "learned"},
         {"eta_min": 0.0},
         {"eta_min": 10.0, "eta_max": 1.0},
         {"warm_start_steps": 5, "teach_steps": 6},
@@ -236,11 +237,11 @@ def test_a_warm_start_as_long_as_the_run_is_refused_with_the_remedy():
 
 def test_daps_needs_a_code_model_and_fsq_a_quantiser():
     config = tokenizer_config()
-    quantised = Tokenizer(TokenizerConfig(**{**vars(config), "quantizer": QuantizerConfig("fsq")}))
-    with pytest.raises(ConfigError, match="quantizer"):
+    quantised = Tokenizer(TokenizerConfig(**{**vars(config), "posterior": PosteriorConfig("fsq")}))
+    with pytest.raises(ConfigError, match="posterior unset"):
         DAPS(quantised, DAPSConfig(**SCRATCH), 10)
-    with pytest.raises(ConfigError, match="quantizer"):
-        ESTIMATORS["fsq"](Tokenizer(config), DAPSConfig(**SCRATCH), 10)
+    with pytest.raises(ConfigError, match="posterior"):
+        ESTIMATORS["fsq"](Tokenizer(config), ESTIMATORS["fsq"].configure(), 10)
 
 
 def test_an_unknown_estimator_has_a_near_miss():
@@ -282,5 +283,6 @@ def test_fsq_trains_and_its_lookup_decodes_as_it_was_trained():
     assert losses[-1] < 0.8 * losses[0]
     with torch.no_grad():
         loss = estimator.loss(inputs, 99).value
+        estimator.settle(100)
         codes = tokenizer.draw(tokenizer.prepare(inputs)).codes
         assert -tokenizer.log_likelihood(codes, inputs).mean().item() == pytest.approx(loss.item(), rel=1e-5)

@@ -8,15 +8,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from daps_robot.estimators.base import anneal
 from daps_robot.estimators.daps import (
-    beta_schedule,
+    centre,
     daps_weights,
-    distinct_samples,
     effective_sample_size,
-    encoder_loss,
     eta_loss,
     solve_eta,
 )
+from daps_robot.estimators.score import distinct_samples, encoder_loss
 
 
 def numbers_of(reference, case):
@@ -42,15 +42,15 @@ def test_reference_numbers(reference, case):
 
 @pytest.mark.parametrize("name, start, end", [("mnist", 0.5, 0.01), ("imagenet", 50.0, 1.0)])
 def test_reference_schedule(reference, name, start, end):
-    found = [beta_schedule(int(t), start, end, 1000) for t in reference["beta/t"]]
+    found = [anneal(int(t), start, end, 1000) for t in reference["beta/t"]]
     np.testing.assert_allclose(found, reference[f"beta/{name}"], rtol=1e-4)
 
 
 def test_the_schedule_is_geometric_and_stays_at_its_end():
-    assert beta_schedule(500, 0.5, 0.01, 1000) == pytest.approx(math.sqrt(0.5 * 0.01))  # 0.0707107
-    assert beta_schedule(0, 0.5, 0.01, 1000) == 0.5
-    assert beta_schedule(1000, 0.5, 0.01, 1000) == beta_schedule(5000, 0.5, 0.01, 1000) == pytest.approx(0.01)
-    assert beta_schedule(300, 0.2, 0.2, 1000) == pytest.approx(0.2)
+    assert anneal(500, 0.5, 0.01, 1000) == pytest.approx(math.sqrt(0.5 * 0.01))  # 0.0707107
+    assert anneal(0, 0.5, 0.01, 1000) == 0.5
+    assert anneal(1000, 0.5, 0.01, 1000) == anneal(5000, 0.5, 0.01, 1000) == pytest.approx(0.01)
+    assert anneal(300, 0.2, 0.2, 1000) == pytest.approx(0.2)
 
 
 def batches(k=6):
@@ -210,7 +210,7 @@ class Table:
         drawn = log_q.gather(1, z).view(POINTS * repeats, K)
         r = self.rewards.gather(1, z).view(POINTS * repeats, K)
         weights = daps_weights(r, drawn.detach(), eta, BETA)
-        return self.gradient(-encoder_loss(weights, drawn, centred))
+        return self.gradient(-encoder_loss(centre(weights) if centred else weights, drawn))
 
 
 def cosine(a, b):
@@ -248,4 +248,4 @@ def test_the_centred_loss_is_the_plain_one_less_the_mean_log_prob():
     torch.manual_seed(0)
     log_q, weights = -torch.rand(5, K), torch.softmax(torch.randn(5, K), -1)
     expected = encoder_loss(weights, log_q) + log_q.mean()
-    torch.testing.assert_close(encoder_loss(weights, log_q, centred=True), expected)
+    torch.testing.assert_close(encoder_loss(centre(weights), log_q), expected)

@@ -93,7 +93,7 @@ def test_beam_finds_no_less_than_greedy_and_the_best_at_full_width():
 
 
 def test_consensus_takes_the_draw_whose_chunk_is_nearest_to_the_mean_of_all():
-    policy = make_policy(DecodingConfig("consensus", temperature=1.0, samples=7))
+    policy = make_policy(DecodingConfig("consensus", consensus_temperature=1.0, samples=7))
     asked = request()
     observations = torch.from_numpy(asked.observations)
     found = policy.codes(observations, asked.keys)

@@ -10,7 +10,7 @@ from daps_robot.errors import CheckpointError, ConfigError
 from daps_robot.models.decoders import MLPDecoderConfig
 from daps_robot.models.frontends import PatchFrontEndConfig
 from daps_robot.models.likelihoods import LikelihoodConfig
-from daps_robot.models.quantizers import QuantizerConfig
+from daps_robot.models.posteriors import PosteriorConfig
 from daps_robot.models.tokenizer import Tokenizer, TokenizerConfig
 
 
@@ -72,7 +72,7 @@ KINDS = {
     "conditioned": tokenizer_config(observation=5, obs_keys=("state",)),
     "action": tokenizer_config(likelihood=LikelihoodConfig("action", "per-dimension", binary=(2,))),
     "per-output": tokenizer_config(likelihood=LikelihoodConfig("gaussian", "per-output")),
-    "fsq": TokenizerConfig(**{**vars(tokenizer_config()), "quantizer": QuantizerConfig("fsq")}),
+    "fsq": TokenizerConfig(**{**vars(tokenizer_config()), "posterior": PosteriorConfig("fsq")}),
     "image": TokenizerConfig(
         codes=tokenizer_config().codes,
         front_end=PatchFrontEndConfig(6, 6, 1, 3, 3, tokenizer_config().codes.transformer),

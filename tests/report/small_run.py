@@ -121,6 +121,7 @@ def small_report(out: Path, demos: DemoSet) -> dict[str, Any]:
         "policy_latency_ms": {"p50": 3.4026, "p99": 7.9044},
         "tokenizer_ceiling": 0.98,
         "tokenizer_ceiling_ci95": [0.8950, 0.9965],
+        "ceiling_in_100_steps": 0.98,
         "other_codes_ceiling": 0.06,
         "replay_success": {"tokenized": 0.85, "plain": 0.95},
         "rollouts": rollouts,

@@ -146,6 +146,7 @@ ROLLOUT_KEYS = [
     "tokenizer_ceiling",
     "tokenizer_ceiling_ci95",
     "other_codes_ceiling",
+    "ceiling_in_100_steps",
     "replay_success",
 ]
 

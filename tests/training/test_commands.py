@@ -89,7 +89,7 @@ def test_the_tokenizer_is_trained(place):
     assert {"ess", "eta", "beta", "distinct", "entropy"} <= trained[-1].keys()
     description = json.loads((run / "config.json").read_text())
     config = from_json(TrainActionVAE, description["command"])
-    assert (config.dataset, config.trainer.max_steps, config.daps.teach_steps) == ("toy", 12, 2)
+    assert (config.dataset, config.trainer.max_steps, config.settings.teach_steps) == ("toy", 12, 2)
     assert len(description["dataset"]["sha256"]) == 64
     assert set(json.loads((run / "timing.json").read_text())) == {"demonstrations", "tokenizer"}
     assert list((run / "tensorboard").iterdir())
@@ -220,7 +220,7 @@ def test_a_horizon_of_three_times_the_positions_trains(place, capsys, monkeypatc
     arguments = ["--dataset", "toy", "--out", tmp_path / "run", *TRAIN.split(), "--horizon", 12, "--positions", 4]
     monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments), "--device", "cpu"])
     cli.main(TrainActionVAE, run_train)
-    assert "32 bits a chunk of 12" in capsys.readouterr().out
+    assert "32.0 bits a chunk of 12" in capsys.readouterr().out
 
 
 def test_one_demonstration_leaves_none_to_validate_on(train_refused, tmp_path):

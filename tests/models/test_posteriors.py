@@ -12,7 +12,7 @@ from tiny import TRANSFORMER, make_memory
 
 from daps_robot.errors import ConfigError
 from daps_robot.models.code_model import CodeModelConfig
-from daps_robot.models.quantizers import FSQ, FSQPosterior, QuantizerConfig, fsq_levels
+from daps_robot.models.posteriors import FSQ, PosteriorConfig, QuantizedPosterior, fsq_levels
 
 
 @pytest.mark.parametrize("case", range(4))
@@ -91,18 +91,18 @@ def test_levels_below_two_are_refused(levels):
 
 def test_an_unknown_quantiser_is_refused():
     with pytest.raises(ConfigError, match="lfq"):
-        QuantizerConfig("lfq")
+        PosteriorConfig("lfq")
 
 
 def test_levels_that_exceed_the_vocabulary_are_refused():
     """Codes past the vocabulary would have no embedding to decode from."""
     with pytest.raises(ConfigError, match="vocabulary"):
-        FSQPosterior(CodeModelConfig(4, 16, True, TRANSFORMER), levels=(8, 8))
+        QuantizedPosterior(CodeModelConfig(4, 16, True, TRANSFORMER), "fsq", levels=(8, 8))
 
 
 def test_embedding_table_is_what_quantising_embeds_to():
     torch.manual_seed(0)
-    posterior = FSQPosterior(CodeModelConfig(4, 60, True, TRANSFORMER)).eval()
+    posterior = QuantizedPosterior(CodeModelConfig(4, 60, True, TRANSFORMER), "fsq").eval()
     with torch.no_grad():
         posterior.project_in.weight *= 20
         embedded, codes = posterior.quantize(make_memory(posterior, batch=50))

@@ -1,0 +1,112 @@
+"""PPO (Schulman et al. 2017, arXiv 1707.06347) as a baseline: one sample, a learned critic, a clipped ratio."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from daps_robot.errors import ConfigError
+from daps_robot.estimators.base import ESTIMATORS, AnnealedConfig, Estimator, Loss
+from daps_robot.models.code_model import CodeModel
+from daps_robot.models.sampling import sample
+from daps_robot.models.tokenizer import Inputs, Tokenizer
+
+
+@dataclass(frozen=True)
+class PPOConfig(AnnealedConfig):
+    """Settings of PPO.
+
+    Attributes:
+        clip_ratio: ε; the ratio of new to old probability counts within 1 ± ε.
+        kl_target: nats from the old posterior to the new that the penalty's coefficient is adapted to.
+        lag: steps between copies of the posterior that codes are drawn from; 1 as in the paper's code.
+    """
+
+    clip_ratio: float = 0.2
+    kl_target: float = 0.1
+    lag: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.clip_ratio > 0 or not self.kl_target > 0 or self.lag < 1:
+            raise ConfigError("clip_ratio and kl_target are positive, lag is at least 1")
+
+
+def clipped_surrogate(log_ratio: Float[Tensor, "*b"], advantages: Float[Tensor, "*b"], clip_ratio: float) -> Float[Tensor, "*b"]:
+    """min(ρ A, clip(ρ, 1 ± ε) A), eq. 7 there."""
+    ratio = log_ratio.exp()
+    return torch.minimum(ratio * advantages, ratio.clamp(1 - clip_ratio, 1 + clip_ratio) * advantages)
+
+
+def adapted(coefficient: Tensor, kl: Tensor, target: float) -> Tensor:
+    """The penalty's coefficient after a step (section 4 there): doubled above 1.5 times the target, halved below target/1.5."""
+    factor = torch.where(kl > 1.5 * target, 2.0, torch.where(kl < target / 1.5, 0.5, 1.0))
+    return (coefficient * factor).clamp(1e-3, 1e3)
+
+
+@ESTIMATORS.register("ppo")
+class PPO(Estimator):
+    """One code sequence per input, drawn from a copy of the posterior some steps old; rewards are scaled to unit deviation."""
+
+    config_type = PPOConfig
+    config: PPOConfig
+    kl_coefficient: Tensor
+    reward_scale: Tensor
+
+    def __init__(self, tokenizer: Tokenizer, config: PPOConfig, total_steps: int) -> None:
+        super().__init__(tokenizer, config, total_steps)
+        if not isinstance(tokenizer.posterior, CodeModel):
+            raise ConfigError("PPO trains a code model q(z|x): leave the tokenizer's posterior unset")
+        width = tokenizer.config.codes.transformer.width
+        self.old = nn.ModuleList(copy.deepcopy(part) for part in (tokenizer.front_end, tokenizer.posterior))
+        self.old.requires_grad_(False)
+        self.critic = nn.Sequential(nn.Linear(width, 4 * width), nn.ReLU(), nn.Linear(4 * width, 1))
+        self.register_buffer("kl_coefficient", torch.tensor(1.0))
+        self.register_buffer("reward_scale", torch.tensor(0.0))
+
+    def loss(self, inputs: Inputs, step: int) -> Loss:
+        tokenizer, config, beta, posterior = self.tokenizer, self.config, self.beta(step), self.tokenizer.posterior
+        old_front_end, old_posterior = self.old
+        assert isinstance(posterior, CodeModel) and isinstance(old_posterior, CodeModel)
+        if step % config.lag == 0:
+            snapshot = [p.detach().clone() for p in (*tokenizer.front_end.parameters(), *posterior.parameters())]
+        with torch.no_grad():
+            old_memory = old_posterior.prepare(old_front_end(inputs.x))
+            codes = sample(old_posterior, old_memory, torch.rand(len(inputs.x), 1, posterior.config.positions)).codes
+            old = old_posterior.logits(old_memory, codes).log_softmax(-1)
+        encoded = tokenizer.front_end(inputs.x)
+        new = posterior.logits(posterior.prepare(encoded), codes).log_softmax(-1)
+        r = tokenizer.log_likelihood(codes, inputs)
+
+        with torch.no_grad():
+            spread = r.std()
+            self.reward_scale.copy_(spread if self.reward_scale == 0 else self.reward_scale.lerp(spread, 0.01))
+        rewards = r.detach() / self.reward_scale.clamp(min=1e-6)
+        values = self.critic(encoded.detach().mean(1))
+        log_ratio = (new - old).gather(-1, codes[..., None]).sum((-1, -2))
+        surrogate = clipped_surrogate(log_ratio, rewards - values.detach(), config.clip_ratio).mean()
+        old_kl = (old.exp() * (old - new)).sum((-1, -2)).mean()
+        kl = posterior.config.bits * math.log(2) + (new.exp() * new).sum((-1, -2)).mean()
+        critic_loss = (rewards - values).square().mean()
+        penalty = self.kl_coefficient.clone() * old_kl + beta / self.reward_scale * kl
+        loss = penalty - surrogate - r.mean() + critic_loss
+        with torch.no_grad():
+            self.kl_coefficient.copy_(adapted(self.kl_coefficient, old_kl, config.kl_target))
+            if step % config.lag == 0:
+                for parameter, value in zip(self.old.parameters(), snapshot, strict=True):
+                    parameter.copy_(value)
+        metrics = {
+            "elbo_beta": r.mean() - beta * kl,
+            "reconstruction": -r.mean(),
+            "entropy": posterior.config.bits * math.log(2) - kl,
+            "old_kl": old_kl,
+            "kl_coefficient": self.kl_coefficient,
+            "critic_loss": critic_loss,
+            "beta": torch.tensor(beta),
+        }
+        return Loss(loss, {name: value.detach().clone() for name, value in metrics.items()})
