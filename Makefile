@@ -11,7 +11,7 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt setuptools
-	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e ".[sim,dev]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e ".[sim,vq,dev]"
 # robomimic without its dependencies: torchvision has no build beside a CPU torch, and robomimic's data reader needs none of it
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation --no-deps robomimic
 	@touch $@

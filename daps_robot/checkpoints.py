@@ -60,7 +60,9 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load_file(path)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
+        raise CheckpointError(
+            f"{path} is not a readable safetensors file: copy it again, or train anew ({short(error)})"
+        ) from error
 
 
 def load_weights(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
@@ -75,6 +77,10 @@ def load_weights(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> N
             raise CheckpointError(f"{path} lacks the tensor {name}: it was saved by another model or version")
         if name not in own:
             raise CheckpointError(f"{path} holds {name}, which this model has not: it was saved by another model or version")
+        if tensors[name].is_floating_point() and not tensors[name].isfinite().all():
+            raise CheckpointError(
+                f"{path}: {name} holds values that are not finite: the file is damaged, or its training diverged"
+            )
         if own[name].shape != tensors[name].shape:
             raise CheckpointError(
                 f"{path}: {name} has shape {tuple(tensors[name].shape)}, the model needs {tuple(own[name].shape)}"
@@ -103,7 +109,7 @@ def load_state(path: Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
-        raise CheckpointError(f"{path} is not a readable training state: {short(error)}") from error
+        raise CheckpointError(f"{path} is not a readable training state: start anew with --overwrite ({short(error)})") from error
 
 
 @contextmanager

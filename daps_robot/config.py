@@ -100,7 +100,10 @@ def _parse_dataclass(cls: type, value: Any, where: str) -> Any:
     ]
     if missing:
         raise ConfigError(f"{where}: {cls.__name__} lacks {', '.join(missing)}")
-    return cls(**parsed)
+    try:
+        return cls(**parsed)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
 
 
 def _subclasses(cls: type) -> list[type]:
@@ -135,8 +138,10 @@ def load_json(path: Path) -> Any:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise ConfigError(f"{path} has {path.stat().st_size} bytes: too large to be a configuration or report")
         return json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}; give the directory of a trained run") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not text: {error}") from error
     except (json.JSONDecodeError, RecursionError) as error:
         raise ConfigError(f"{path} is not JSON: {error}") from error
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from daps_robot.data.catalog import locate
 from daps_robot.data.chunks import ChunkDataset
 from daps_robot.data.demos import read_demos
 from daps_robot.data.normalize import Scaler
+from daps_robot.errors import ConfigError
 from daps_robot.estimators import ESTIMATORS
 from daps_robot.estimators.parts import part_size_for
 from daps_robot.estimators.score import decoder_update, encoder_update
@@ -57,8 +58,13 @@ class Train:
     estimator: str = "daps"
     steps: int = 20
     threads: int = 0
-    device: str = "cpu"
+    device: Literal["cpu", "cuda"] = "cpu"
     json: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("batch_size", 0), ("threads", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} {getattr(self, name)} must be at least {least}")
 
 
 @dataclass(frozen=True)

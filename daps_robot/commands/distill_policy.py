@@ -137,6 +137,6 @@ def run_description(directory: Path) -> dict[str, Any]:
     path = directory / "config.json"
     description = load_json(path)
     dataset = description.get("dataset") if isinstance(description, dict) else None
-    if not isinstance(dataset, dict) or "path" not in dataset:
-        raise CheckpointError(f"{path} does not say which data set the run used: pass --dataset")
+    if not isinstance(dataset, dict) or not isinstance(dataset.get("path"), str):
+        raise CheckpointError(f"{path} does not say which data set the run used: train anew, or copy the file again")
     return description

@@ -219,7 +219,7 @@ def roll_out(
             ceiling = tokenizer_ceiling(env_id, tokenizer, **more)
             print(f"tokenizer ceiling {describe(ceiling)}", flush=True)
             other = tokenizer_ceiling(env_id, others, **{**more, "max_steps": min(config.max_steps, 100)})
-            print(f"  with the codes of another chunk (100 steps) {describe(other)}", flush=True)
+            print(f"  with the codes of another chunk ({min(config.max_steps, 100)} steps) {describe(other)}", flush=True)
             report |= {
                 "tokenizer_ceiling": ceiling.success_rate,
                 "tokenizer_ceiling_ci95": list(ceiling.ci95),
@@ -234,10 +234,15 @@ def roll_out(
         if any(demo.states is None for demo in held_out):
             print(f"no replay of held-out demonstrations: {demos.path} has no simulator states")
         else:
-            tokenized = replay_demos(env_id, held_out, tokenizer=tokenizer, workers=config.workers)
-            plain = replay_demos(env_id, held_out, workers=config.workers)
-            print(f"open-loop replay of held-out demonstrations {describe(tokenized)}, without the tokenizer {describe(plain)}")
-            report["replay_success"] = {"tokenized": tokenized.success_rate, "plain": plain.success_rate}
+            try:
+                tokenized = replay_demos(env_id, held_out, tokenizer=tokenizer, workers=config.workers)
+                plain = replay_demos(env_id, held_out, workers=config.workers)
+                print(
+                    f"open-loop replay of held-out demonstrations {describe(tokenized)}, without the tokenizer {describe(plain)}"
+                )
+                report["replay_success"] = {"tokenized": tokenized.success_rate, "plain": plain.success_rate}
+            except SimulationError as error:  # states of another simulator
+                print(f"no replay of the held-out demonstrations of {demos.path}: {error}")
             lap("replay")
     return report
 
@@ -260,12 +265,18 @@ def reconstruction_rmse(tokenizer: Reconstructor, valid: ChunkDataset) -> list[f
 
 def stage_seconds(policy_run: Path, description: JSON) -> dict[str, float]:
     """How long the earlier stages took, one number a stage."""
-    found = (Path(description["tokenizer"]) / "timing.json", policy_run / "timing.json")
-    return {stage: seconds for path in found if path.is_file() for stage, seconds in load_json(path).items()}
+    stages: dict[str, float] = {}
+    for run in (Path(str(description.get("tokenizer"))), policy_run):
+        if (run / "timing.json").is_file():
+            found = load_json(run / "timing.json")
+            if not isinstance(found, dict) or not all(isinstance(seconds, int | float) for seconds in found.values()):
+                raise CheckpointError(f"{run / 'timing.json'} does not hold the seconds of stages: remove it, or train anew")
+            stages |= found
+    return stages
 
 
 def tokenizer_description(description: JSON) -> JSON | None:
-    path = Path(description["tokenizer"]) / "config.json"
+    path = Path(str(description.get("tokenizer"))) / "config.json"
     return load_json(path) if path.is_file() else None
 
 

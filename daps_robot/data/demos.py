@@ -143,6 +143,8 @@ class _DemoReader:
         if wanted is not None:
             if not wanted:
                 raise DataError(f"{self.path}: no observation key was asked for; the file has {', '.join(sorted(obs))}.")
+            if len(set(wanted)) < len(wanted):
+                raise DataError(f"{self.path}: an observation key was asked for twice: {', '.join(wanted)}.")
             return tuple(wanted)
         if all(key in obs for key in ROBOMIMIC_KEYS):
             return ROBOMIMIC_KEYS

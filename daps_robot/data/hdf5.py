@@ -93,7 +93,7 @@ def _near_files(path: Path) -> str:
     if not folder.is_dir():
         return f"Nor does its folder {folder}."
     names = sorted(entry.name for entry in folder.iterdir() if entry.is_file())
-    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.6)
+    near = [name for name in names if difflib.SequenceMatcher(None, path.stem, Path(name).stem).ratio() > 0.6][:3]
     if near:
         return f"Did you mean {' or '.join(near)}?"
     return listing("The folder holds", [name for name in names if name.endswith((".hdf5", ".h5"))])

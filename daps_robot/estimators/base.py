@@ -5,6 +5,7 @@ To add one: a class with the decorator `ESTIMATORS.register(name)`, or an entry 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -13,6 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor, nn
 
 from daps_robot.errors import ConfigError
+from daps_robot.models.posteriors import make_posterior
 from daps_robot.models.tokenizer import Inputs, Tokenizer, TokenizerConfig
 from daps_robot.registry import Registry
 
@@ -34,14 +36,15 @@ class AnnealedConfig(EstimatorConfig):
     """Settings of an estimator whose posterior is a distribution.
 
     Attributes:
-        beta_start, beta_end: the weight β of the KL term falls geometrically from one to the other.
+        beta_start: weight β of the KL term at first; it falls geometrically.
+        beta_end: β at last.
     """
 
     beta_start: float = 0.05
     beta_end: float = 0.01
 
     def __post_init__(self) -> None:
-        if not 0 < self.beta_end <= self.beta_start:
+        if not 0 < self.beta_end <= self.beta_start < math.inf:
             raise ConfigError(f"β falls from {self.beta_start} to {self.beta_end}: both positive, the second no larger")
 
 
@@ -71,10 +74,13 @@ class Estimator(nn.Module, ABC):
 
     @classmethod
     def tokenizer_config(cls, config: TokenizerConfig) -> TokenizerConfig:
-        """The tokenizer that this estimator trains, given what was asked for."""
-        if cls.autoregressive is None:
+        """The tokenizer that this estimator trains, given what was asked for.
+
+        Its encoder is as large as the autoregressive one that was asked for: another kind has a wider MLP.
+        """
+        if cls.autoregressive in (None, config.codes.autoregressive):
             return config
-        return replace(config, codes=replace(config.codes, autoregressive=cls.autoregressive))
+        return as_large(replace(config, codes=replace(config.codes, autoregressive=cls.autoregressive)), config)
 
     @classmethod
     def configure(cls, **settings: Any) -> Any:
@@ -98,6 +104,20 @@ class Estimator(nn.Module, ABC):
     def warnings(self, metrics: Mapping[str, float]) -> list[str]:
         """What the validation metrics warn of, each with a remedy."""
         return []
+
+
+def as_large(config: TokenizerConfig, reference: TokenizerConfig) -> TokenizerConfig:
+    """`config` with the MLP ratio in its posterior at which that has as many parameters as the reference's, or nearly."""
+
+    def widened(ratio: int) -> TokenizerConfig:
+        return replace(config, codes=replace(config.codes, transformer=replace(config.codes.transformer, mlp_ratio=ratio)))
+
+    def parameters(of: TokenizerConfig) -> int:
+        return sum(p.numel() for p in make_posterior(of.posterior, of.codes).parameters())
+
+    ratio, wanted = config.codes.transformer.mlp_ratio, parameters(reference)
+    sizes = {r: abs(parameters(widened(r)) - wanted) for r in range(ratio, min(2 * ratio + 4, 64) + 1)}
+    return widened(min(sizes, key=lambda r: sizes[r]))
 
 
 ESTIMATORS: Registry[type[Estimator]] = Registry("estimator", "daps_robot.estimators")

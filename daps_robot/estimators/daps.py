@@ -100,7 +100,8 @@ class DAPSConfig(ScoreConfig):
         trust_region: how η is set: "solved" for the batch's mean ESS, "solved-per-input", "learned" by its own AdamW from
             `eta` (as published), or "fixed" at `eta`.
         eta: initial η where learned, η where fixed.
-        eta_min, eta_max: bounds of a solved η.
+        eta_min: lower bound of a solved η.
+        eta_max: upper bound of a solved η.
         eta_lr: learning rate of log η where learned.
         centred: weights w − 1/K in place of w (see `centre`).
         warm_start_steps: steps of the quantiser phase before DAPS; 0 starts from scratch. β falls over the DAPS steps.

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from daps_robot.errors import ConfigError
-from daps_robot.estimators.base import ESTIMATORS, AnnealedConfig, Estimator, Loss
+from daps_robot.estimators.base import ESTIMATORS, AnnealedConfig, Estimator, Loss, as_large
 from daps_robot.models.posteriors import GaussianPosterior, PosteriorConfig
 from daps_robot.models.tokenizer import Inputs, Tokenizer, TokenizerConfig
 
@@ -26,7 +26,7 @@ class VAE(Estimator):
 
     @classmethod
     def tokenizer_config(cls, config: TokenizerConfig) -> TokenizerConfig:
-        return replace(config, posterior=PosteriorConfig("gaussian"))
+        return as_large(replace(config, posterior=PosteriorConfig("gaussian")), config)
 
     def loss(self, inputs: Inputs, step: int) -> Loss:
         tokenizer, posterior, beta = self.tokenizer, self.tokenizer.posterior, self.beta(step)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from daps_robot.errors import ConfigError
-from daps_robot.estimators.base import ESTIMATORS, Estimator, EstimatorConfig, Loss
+from daps_robot.estimators.base import ESTIMATORS, Estimator, EstimatorConfig, Loss, as_large
 from daps_robot.models.posteriors import VQ, PosteriorConfig, QuantizedPosterior
 from daps_robot.models.tokenizer import Inputs, Tokenizer, TokenizerConfig
 
@@ -26,7 +26,7 @@ class QuantizedEstimator(Estimator):
 
     @classmethod
     def tokenizer_config(cls, config: TokenizerConfig) -> TokenizerConfig:
-        return replace(config, posterior=PosteriorConfig(cls.kind))
+        return as_large(replace(config, posterior=PosteriorConfig(cls.kind)), config)
 
     def settle(self, steps: int) -> None:
         posterior = self.tokenizer.posterior

@@ -32,7 +32,8 @@ class RelaxedConfig(AnnealedConfig):
     """Settings of a relaxed estimator.
 
     Attributes:
-        temperature_start, temperature_end: the relaxation's temperature falls geometrically from one to the other.
+        temperature_start: of the relaxation, at first; it falls geometrically.
+        temperature_end: at last.
     """
 
     temperature_start: float = 1.0

@@ -157,4 +157,4 @@ def train_toy(toy: Toy, estimator: Any, steps: int, lr: float = 0.02, seed: int 
         optimizer.zero_grad()
         estimator.loss(toy.batch, step).value.backward()
         optimizer.step()
-    return float((toy.optimum() - toy.elbo(1.0)).mean())
+    return float((toy.optimum() - toy.elbo(1.0).detach()).mean())

@@ -165,10 +165,11 @@ class TransformerConfig:
     mlp_ratio: int = 4
 
     def __post_init__(self) -> None:
-        if self.heads < 1 or self.width < 1 or self.width % self.heads:
+        for name, most in (("width", 16384), ("heads", 1024), ("layers", 256), ("mlp_ratio", 64)):
+            if not 1 <= getattr(self, name) <= most:
+                raise ConfigError(f"{name} {getattr(self, name)} of a transformer must be from 1 to {most}")
+        if self.width % self.heads:
             raise ConfigError(f"width {self.width} is not a multiple of {self.heads} heads")
-        if self.layers < 1 or self.mlp_ratio < 1:
-            raise ConfigError(f"{self.layers} layers of MLP ratio {self.mlp_ratio}: both must be at least 1")
 
 
 class EncoderBlock(nn.Module):

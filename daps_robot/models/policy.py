@@ -36,7 +36,8 @@ class DecodingConfig:
             `samples` of them and takes the ones whose chunk is nearest to the mean of all their chunks (minimum Bayes
             risk under squared error); "beam" searches.
         temperature: of "sample".
-        samples, consensus_temperature: of "consensus".
+        samples: of "consensus".
+        consensus_temperature: of "consensus".
         beam_width: of "beam".
     """
 
@@ -50,8 +51,9 @@ class DecodingConfig:
         lowest = min(self.temperature, self.consensus_temperature)
         if not lowest > 0:
             raise ConfigError(f"temperature {lowest} must be positive; for the most likely codes use greedy")
-        if self.beam_width < 1 or self.samples < 1:
-            raise ConfigError(f"beam width {self.beam_width} and samples {self.samples} must be at least 1")
+        for name in ("beam_width", "samples"):
+            if not 1 <= getattr(self, name) <= 4096:
+                raise ConfigError(f"{name} {getattr(self, name)} must be from 1 to 4096")
 
 
 @dataclass(frozen=True)
@@ -177,6 +179,4 @@ class LatentPolicy(nn.Module):
             CheckpointError: the directory holds none, or a damaged or later one.
         """
         config, tensors = load_pretrained(PolicyConfig, "policy", directory)
-        policy = cls(config)
-        restore(policy, tensors, directory)
-        return policy
+        return restore(lambda: cls(config), tensors, directory)

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from daps_robot.errors import ConfigError
-from daps_robot.models.code_model import CodeModelConfig, CodeTrunk, Memory
+from daps_robot.models.code_model import CodeModel, CodeModelConfig, CodeTrunk, Memory
 
 
 class Quantized(NamedTuple):
@@ -195,8 +195,10 @@ class PosteriorConfig:
             raise ConfigError(f"a codebook of {self.dimensions} dimensions: use at least 1")
 
 
-def make_posterior(config: PosteriorConfig, codes: CodeModelConfig) -> QuantizedPosterior | GaussianPosterior:
-    """The posterior that a configuration describes."""
+def make_posterior(config: PosteriorConfig | None, codes: CodeModelConfig) -> CodeModel | QuantizedPosterior | GaussianPosterior:
+    """The posterior that a configuration describes; None, a code model."""
+    if config is None:
+        return CodeModel(codes)
     if config.kind == "gaussian":
         return GaussianPosterior(codes)
     return QuantizedPosterior(codes, config.kind, config.levels, config.dimensions)

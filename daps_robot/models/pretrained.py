@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,10 +10,12 @@ from torch import Tensor, nn
 
 from daps_robot.checkpoints import load_tensors, load_weights, save_tensors
 from daps_robot.config import from_json, load_json, save_json, to_json
+from daps_robot.data.hdf5 import short
 from daps_robot.errors import CheckpointError, ConfigError, RunDirectoryError
 
 VERSION = 1
 C = TypeVar("C")
+M = TypeVar("M", bound=nn.Module)
 
 
 def save_pretrained(module: nn.Module, config: Any, kind: str, directory: Path) -> None:
@@ -54,7 +57,18 @@ def load_pretrained(cls: type[C], kind: str, directory: Path) -> tuple[C, dict[s
     return config, load_tensors(path.with_name("model.safetensors"))
 
 
-def restore(module: nn.Module, tensors: dict[str, Tensor], directory: Path) -> None:
-    """Load the tensors of `load_pretrained` into the module built from its configuration."""
-    load_weights(module, tensors, Path(directory) / "model.safetensors")
-    module.eval()
+def restore(build: Callable[[], M], tensors: dict[str, Tensor], directory: Path) -> M:
+    """The module that `build` makes, with the tensors of `load_pretrained`, ready for use.
+
+    Raises:
+        CheckpointError: the configuration describes no module, or another than the tensors are of.
+    """
+    weights = Path(directory) / "model.safetensors"
+    try:
+        module = build()
+    except (ConfigError, RuntimeError, ValueError, TypeError, OverflowError) as error:
+        raise CheckpointError(
+            f"{Path(directory) / 'config.json'} describes no model that can be built: {short(error)}"
+        ) from error
+    load_weights(module, tensors, weights)
+    return module.eval()

@@ -93,8 +93,7 @@ class Tokenizer(nn.Module):
         self.obs_scaler = (obs_scaler or Scaler.identity(int(conditioned))) if conditioned else None
         self.likelihood = make_likelihood(config.likelihood, channels)
         self.front_end = make_front_end(config.front_end)
-        self.posterior: CodeModel | QuantizedPosterior | GaussianPosterior
-        self.posterior = CodeModel(codes) if config.posterior is None else make_posterior(config.posterior, codes)
+        self.posterior = make_posterior(config.posterior, codes)
         self.embedding = nn.Embedding(codes.vocabulary, codes.transformer.width)
         self.decoder = make_decoder(config.decoder, codes.positions, codes.transformer.width, self.likelihood.outputs)
 
@@ -194,7 +193,17 @@ class Tokenizer(nn.Module):
 
     @torch.no_grad()
     def decode(self, codes: Int[Tensor, "b k l"], observation: Float[Tensor, "b o"] | None = None) -> Float[Tensor, "b k *x"]:
-        """Reconstructions in the data's units; every sequence of codes decodes."""
+        """Reconstructions in the data's units; every sequence of codes decodes.
+
+        Raises:
+            ConfigError: a code lies outside the vocabulary, or the sequences have another length.
+        """
+        size = self.config.codes
+        if codes.shape[-1] != size.positions or (codes.numel() and not 0 <= codes.min() <= codes.max() < size.vocabulary):
+            raise ConfigError(
+                f"this tokenizer decodes {size.positions} codes from 0 to {size.vocabulary - 1}, not shape {tuple(codes.shape)} "
+                f"with codes from {int(codes.min())} to {int(codes.max())}"
+            )
         return self.decode_embedded(self.embedding(codes), observation)
 
     @torch.no_grad()
@@ -236,9 +245,7 @@ class Tokenizer(nn.Module):
             CheckpointError: the directory holds none, or a damaged or later one.
         """
         config, tensors = load_pretrained(TokenizerConfig, "tokenizer", directory)
-        tokenizer = cls(config)
-        restore(tokenizer, tensors, directory)
-        return tokenizer
+        return restore(lambda: cls(config), tensors, directory)
 
     def _check(self, x: Tensor) -> None:
         shape = self.config.front_end.shape

@@ -85,7 +85,7 @@ class TrainerConfig:
         max_minutes: stop early after so many minutes of training; 0 for no limit.
         batch_size: examples of a step.
         seed: of initial weights, batches and noise.
-        device: "auto", "cpu" or "cuda".
+        device: where to train; "auto" takes a GPU where there is one.
         precision: float32, or bfloat16 autocast in which log-probabilities stay float32.
         eval_every: steps between validations and checkpoints; 0 only at the end.
         log_every: steps between logged training metrics (their means).
@@ -99,7 +99,7 @@ class TrainerConfig:
     max_minutes: float = 0.0
     batch_size: int = 64
     seed: int = 0
-    device: str = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     eval_every: int = 500
     log_every: int = 50
@@ -109,12 +109,16 @@ class TrainerConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
-        if self.patience < 0 or self.max_skipped < 0 or self.max_minutes < 0:
-            raise ConfigError("patience, max_skipped and max_minutes count from 0")
-        if self.max_steps < 1 or self.batch_size < 1 or self.log_every < 1 or self.eval_every < 0:
-            raise ConfigError("max_steps, batch_size and log_every must be at least 1, eval_every at least 0")
-        if self.seed < 0:
-            raise ConfigError(f"seed {self.seed} must not be negative")
+        for name in ("patience", "max_skipped", "eval_every"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} {getattr(self, name)} must be at least 0")
+        for name in ("max_steps", "batch_size", "log_every"):
+            if not 1 <= getattr(self, name) <= 10**9:
+                raise ConfigError(f"{name} {getattr(self, name)} must be from 1 to 10⁹")
+        if not (math.isfinite(self.max_minutes) and self.max_minutes >= 0):
+            raise ConfigError(f"max_minutes {self.max_minutes} must be a number of at least 0")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed {self.seed} must be from 0 to 2⁶³ − 1")
 
 
 @dataclass
@@ -182,6 +186,8 @@ class Trainer:
         """
         if overwrite and resume:
             raise ConfigError("--resume goes on with a run and --overwrite throws it away: give one of them")
+        if self.config.batch_size > max(10_000, 100 * len(data)):
+            raise ConfigError(f"batch_size {self.config.batch_size} is out of proportion to {len(data)} examples")
         fabric = self._fabric()
         with owned_directory(self.directory), _stop_signals() as stop:
             self._claim(resume, overwrite)
@@ -201,7 +207,7 @@ class Trainer:
                 (self.directory / name).unlink(missing_ok=True)
             for name in ("model", "tensorboard"):
                 shutil.rmtree(self.directory / name, ignore_errors=True)
-        if resume and path.is_file():
+        if resume and path.is_file() and self._holds_results():
             found = load_json(path)
             if not isinstance(found, dict):
                 raise RunDirectoryError(f"{path} is damaged: start again with --overwrite")
@@ -211,12 +217,15 @@ class Trainer:
                     f"{self.directory} was started with other settings ({'; '.join(changed[:5])}): "
                     "give the same ones, or --overwrite"
                 )
-        elif path.is_file() and not resume:
+        elif path.is_file() and not resume and self._holds_results():
             raise RunDirectoryError(f"{self.directory} already holds a run: use --resume, --overwrite or another --out")
         try:
             save_json(self.description, path)
         except OSError as error:
             raise RunDirectoryError(f"cannot write {path}: {error.strerror}") from error
+
+    def _holds_results(self) -> bool:
+        return any((self.directory / name).exists() for name in ("state.pt", "best.json"))
 
     def _fit(self, fabric: Fabric, objective: Objective, data: Batches, resume: bool, stop: _Stop) -> dict[str, float]:
         config, progress = self.config, Progress()
@@ -280,6 +289,11 @@ class Trainer:
             bar.close()
             logger.close()
         self._save(objective, optimizer, average, progress, interval)
+        if not math.isfinite(progress.best):
+            raise DapsRobotError(
+                f"no validation of {self.directory} was finite: lower --lr, or look for absurd values in the data; "
+                "nothing was kept"
+            )
         return load_json(self.directory / "best.json")
 
     def _skip(self, objective: Objective, progress: Progress) -> None:
@@ -311,8 +325,8 @@ class Trainer:
             print(f"warning: {warning}", file=sys.stderr, flush=True)
         progress.evaluations_since_best += 1
         value = metrics[objective.criterion]
-        if value < progress.best or not (self.directory / "best.json").is_file():
-            progress.best, progress.best_step = (value if math.isfinite(value) else math.inf), progress.step
+        if value < progress.best:
+            progress.best, progress.best_step = value, progress.step
             progress.evaluations_since_best = 0
             objective.save(self.directory / "model")
             save_json(metrics, self.directory / "best.json")

@@ -94,7 +94,7 @@ def test_the_tokenizer_is_trained(place):
     assert set(json.loads((run / "timing.json").read_text())) == {"demonstrations", "tokenizer"}
     assert list((run / "tensorboard").iterdir())
     assert "6 demonstrations" not in place.joinpath("train.txt").read_text()  # two of the six are held out
-    assert "64 bits a chunk of 16" in place.joinpath("train.txt").read_text()
+    assert "64.0 bits a chunk of 16" in place.joinpath("train.txt").read_text()
 
 
 def test_the_policy_is_distilled(place):
