@@ -141,7 +141,7 @@ def load_json(path: Path) -> Any:
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}; give the directory of a trained run") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not text: {error}") from error
+        raise ConfigError(f"{path} cannot be read: it is not text ({error})") from error
     except (json.JSONDecodeError, RecursionError) as error:
         raise ConfigError(f"{path} is not JSON: {error}") from error
 

@@ -72,7 +72,7 @@ def learning_rate_scale(config: OptimizerConfig, step: int, total: int) -> float
     """The factor on the learning rate at a step: up over the warm-up, down over the last `decay_fraction`."""
     up = min(1.0, (step + 1) / (config.warmup_steps + 1))
     decay_steps = config.decay_fraction * total
-    down = min(1.0, (total - step) / decay_steps) if decay_steps else 1.0
+    down = min(1.0, max(0.0, (total - step) / decay_steps)) if decay_steps else 1.0
     return up * down
 
 

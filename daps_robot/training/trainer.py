@@ -83,6 +83,8 @@ class TrainerConfig:
     Attributes:
         max_steps: optimiser steps.
         max_minutes: stop early after so many minutes of training; 0 for no limit.
+        mark_minutes: go on for at least so many minutes of training, beyond max_steps if need be, and validate once they have
+            passed: runs of different speed can then be compared after equal steps and after equal time. 0 for none.
         batch_size: examples of a step.
         seed: of initial weights, batches and noise.
         device: where to train; "auto" takes a GPU where there is one.
@@ -97,6 +99,7 @@ class TrainerConfig:
 
     max_steps: int = 1000
     max_minutes: float = 0.0
+    mark_minutes: float = 0.0
     batch_size: int = 64
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -115,8 +118,9 @@ class TrainerConfig:
         for name in ("max_steps", "batch_size", "log_every"):
             if not 1 <= getattr(self, name) <= 10**9:
                 raise ConfigError(f"{name} {getattr(self, name)} must be from 1 to 10⁹")
-        if not (math.isfinite(self.max_minutes) and self.max_minutes >= 0):
-            raise ConfigError(f"max_minutes {self.max_minutes} must be a number of at least 0")
+        for name in ("max_minutes", "mark_minutes"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise ConfigError(f"{name} {getattr(self, name)} must be a number of at least 0")
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed {self.seed} must be from 0 to 2⁶³ − 1")
 
@@ -241,7 +245,7 @@ class Trainer:
         clock = time.perf_counter()
         next_line = clock
         try:
-            while progress.step < config.max_steps and not progress.finished:
+            while not progress.finished:
                 step = progress.step
                 torch.manual_seed(step_seed(config.seed, step))
                 set_learning_rates(optimizer, learning_rate_scale(config.optimizer, step, config.max_steps))
@@ -262,7 +266,8 @@ class Trainer:
                 bar.update()
 
                 now = time.perf_counter()
-                progress.seconds, clock = progress.seconds + now - clock, now
+                before, progress.seconds, clock = progress.seconds, progress.seconds + now - clock, now
+                marked = before < 60 * config.mark_minutes <= progress.seconds
                 if progress.step % config.log_every == 0 or progress.step == config.max_steps:
                     means = interval.means()
                     last = {f"train/{name}": value for name, value in means.items()}
@@ -272,8 +277,10 @@ class Trainer:
                         print(_line(progress, config, means), flush=True)
                         next_line = now + 10
                 out_of_time = bool(config.max_minutes) and progress.seconds >= 60 * config.max_minutes
-                finished = progress.step >= config.max_steps or out_of_time
-                if finished or (config.eval_every and progress.step % config.eval_every == 0):
+                at_end = progress.step >= config.max_steps
+                finished = out_of_time or (at_end and progress.seconds >= 60 * config.mark_minutes)
+                regular = config.eval_every and progress.step % config.eval_every == 0
+                if finished or marked or regular or progress.step == config.max_steps:
                     self._evaluate(objective, average, progress, logger, last)
                     finished = finished or 0 < config.patience <= progress.evaluations_since_best
                     if not finished:

@@ -240,8 +240,12 @@ def test_an_impossible_setting(train_refused):
     assert "seed" in train_refused("--dataset", "toy", "--seed", "-1")
 
 
-def test_an_unknown_device(train_refused):
-    assert "cpu" in train_refused("--dataset", "toy", "--device", "gpu9")
+def test_an_unknown_device(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["command", "--dataset", "toy", "--device", "gpu9"])
+    with pytest.raises(SystemExit) as exit_status:
+        cli.main(TrainActionVAE, run_train)
+    errors = capsys.readouterr().err
+    assert exit_status.value.code == 2 and "gpu9" in errors and "cuda" in errors
 
 
 def test_a_directory_that_holds_a_run(capsys, monkeypatch, place):

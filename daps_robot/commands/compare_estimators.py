@@ -1,0 +1,270 @@
+"""Train every estimator on the same data, networks and bits, and put them side by side.
+
+Each run is a process of its own, in <out>/<estimator>-<seed>/; one that is finished is not run again. Read-outs of a run: after
+`steps` steps (equal steps), after `minutes` of training (equal time), whatever comes later ending the run.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from daps_robot.commands.cli import keep_freed_memory
+from daps_robot.commands.train_action_vae import ChunkTokenizerConfig, TrainActionVAE, build_tokenizer, split
+from daps_robot.config import differences, from_json, load_json, save_json, to_json
+from daps_robot.data.catalog import dataset_name, fetch
+from daps_robot.data.demos import EVAL_SEED_START, read_demos
+from daps_robot.errors import ConfigError, DapsRobotError, SimulationError
+from daps_robot.estimators import ESTIMATORS
+from daps_robot.models.blocks import TransformerConfig
+from daps_robot.models.code_model import CodeModelConfig
+from daps_robot.models.decoders import ChunkDecoderConfig
+from daps_robot.models.frontends import ChunkFrontEndConfig
+from daps_robot.models.tokenizer import Tokenizer, TokenizerConfig
+from daps_robot.report.comparison import write_comparison
+from daps_robot.rollout.ceiling import tokenizer_ceiling
+from daps_robot.training.logger import read_rows
+from daps_robot.training.optimizer import OptimizerConfig
+from daps_robot.training.tokenizer import TokenizerObjective
+from daps_robot.training.trainer import Trainer, TrainerConfig
+from daps_robot.types import JSON
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every run gets.
+
+    Attributes:
+        steps: of the equal-steps read-out; schedules last as long.
+        minutes: of training, of the equal-time read-out.
+        batch_size: examples of a step.
+        warm_start_steps: of estimators that have a warm start; they count.
+        teach_steps: the last of them.
+        draws: of Gumbel-Rao estimators.
+        ceiling_episodes: of the scripted expert through each tokenizer, after all training; 0 for none.
+    """
+
+    steps: int
+    minutes: float
+    batch_size: int
+    warm_start_steps: int
+    teach_steps: int
+    draws: int
+    ceiling_episodes: int
+
+
+BUDGETS = {
+    "small": Budget(500, 0.6, 32, 250, 80, 10, 20),
+    "claim": Budget(2400, 3.0, 64, 1200, 300, 100, 50),
+    "test": Budget(6, 0.0, 8, 3, 1, 2, 0),
+}
+
+
+@dataclass(frozen=True)
+class CompareEstimators:
+    """Compare estimators at equal bits: a table with intervals, CSV, JSON and a page with curves.
+
+    Attributes:
+        dataset: a name of the catalogue or a robomimic HDF5 file.
+        estimators: their names, or "all".
+        seeds: runs of each, from seed 0 on; a claim of quality needs three.
+        preset: "small" explores (about a minute a run), "claim" trains for three minutes or longer, "test" tests.
+        name: of the comparison; by default <data set>-<preset>.
+        tokenizer: the networks.
+        lr: learning rate, constant; the evaluated weights are their moving average.
+        json: print the results as one JSON line at the end.
+    """
+
+    dataset: str = "lift"
+    estimators: tuple[str, ...] = ("all",)
+    seeds: int = 3
+    preset: Literal["small", "claim", "test"] = "small"
+    name: str | None = None
+    tokenizer: ChunkTokenizerConfig = field(default_factory=ChunkTokenizerConfig)
+    lr: float = 1e-3
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise ConfigError(f"{self.seeds} seeds: take at least 1; intervals need 2, claims 3")
+
+
+@dataclass(frozen=True)
+class OneRun:
+    """One estimator with one seed: what a process of its own is given."""
+
+    dataset: str
+    estimator: str
+    seed: int
+    budget: Budget
+    tokenizer: ChunkTokenizerConfig
+    lr: float
+
+
+class LatestObjective(TokenizerObjective):
+    """Keeps the latest weights, not the best: read-outs are at given steps and times."""
+
+    criterion = "age"
+
+    def evaluate(self) -> dict[str, float]:
+        return {**super().evaluate(), "age": -float(self.steps)}
+
+
+def run(config: CompareEstimators) -> list[JSON]:
+    """All runs that are not there yet, then the table; one object per estimator and seed."""
+    names = sorted(ESTIMATORS) if "all" in config.estimators else list(dict.fromkeys(config.estimators))
+    for name in names:
+        check(name, config)  # a wrong name or budget costs nothing yet
+    path = fetch(config.dataset)
+    out = Path("runs") / "compare" / (config.name or f"{dataset_name(config.dataset)}-{config.preset}")
+    out.mkdir(parents=True, exist_ok=True)
+    budget, started, results = BUDGETS[config.preset], time.perf_counter(), []
+    jobs = [(name, seed) for seed in range(config.seeds) for name in names]
+    for done, (name, seed) in enumerate(jobs):
+        folder = out / f"{name}-{seed}"
+        job = OneRun(str(path), name, seed, budget, config.tokenizer, config.lr)
+        if not finished(folder, job):
+            elapsed = time.perf_counter() - started
+            print(f"[{done + 1}/{len(jobs)}] {name}, seed {seed}  ({elapsed / 60:.0f} min so far)", flush=True)
+            start_run(folder, job)
+        results.append(load_json(folder / "result.json"))
+    save_results(out, results)
+    exploratory = config.preset != "claim" or config.seeds < 3
+    page = write_comparison(out, results, exploratory)
+    print(f"{out / 'results.csv'}, {out / 'results.json'} and {page}")
+    if config.json:
+        print(json.dumps(results))
+    return results
+
+
+def check(name: str, config: CompareEstimators) -> None:
+    """Whether an estimator exists, has what it needs, and meets the budget of bits."""
+    size, kind = config.tokenizer, ESTIMATORS[name]
+    transformer = TransformerConfig(width=size.width, layers=size.layers)
+    codes = CodeModelConfig(size.positions, size.vocabulary, size.autoregressive, transformer)
+    chunk = ChunkFrontEndConfig(size.horizon, 1, min(size.positions, size.horizon), transformer)
+    decoder = ChunkDecoderConfig(size.horizon, 1, transformer=transformer)
+    networks = TokenizerConfig(codes=codes, front_end=chunk, decoder=decoder)
+    tokenizer = Tokenizer(kind.tokenizer_config(networks))
+    kind(tokenizer, kind.configure(), 10**9)
+    if tokenizer.bits < 0.95 * codes.bits:
+        raise ConfigError(f"{name} reaches {tokenizer.bits:.1f} of {codes.bits:.1f} bits: choose another --vocabulary")
+
+
+def start_run(folder: Path, job: OneRun) -> None:
+    """In a process of its own, so that its peak memory is its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_json(job, folder / "job.json")
+    code = "import sys; from daps_robot.commands.compare_estimators import run_one_file; run_one_file(sys.argv[1])"
+    ended = subprocess.run([sys.executable, "-c", code, str(folder)], stderr=subprocess.PIPE, text=True)
+    if ended.returncode:
+        last = ended.stderr.strip().splitlines()[-1:] or [f"exit status {ended.returncode}"]
+        raise DapsRobotError(f"{job.estimator}, seed {job.seed}: {last[0]} (in {folder}; the finished runs are kept)")
+
+
+def finished(folder: Path, job: OneRun) -> bool:
+    """Whether the result of this very job lies in a folder.
+
+    Raises:
+        ConfigError: the result there is of another job.
+    """
+    if not (folder / "result.json").is_file():
+        return False
+    changed = differences(load_json(folder / "job.json"), to_json(job))
+    if changed:
+        raise ConfigError(f"{folder} holds a run with other settings ({'; '.join(changed[:3])}): choose another --name")
+    return True
+
+
+def run_one_file(folder: str) -> None:
+    """What the process of one run does: train, or go on training, and write result.json."""
+    place = Path(folder)
+    job = from_json(OneRun, load_json(place / "job.json"))
+    keep_freed_memory()
+    save_json(run_one(job, place), place / "result.json")
+
+
+def run_one(job: OneRun, folder: Path) -> JSON:
+    """One run's columns."""
+    budget, kind = job.budget, ESTIMATORS[job.estimator]
+    demos = read_demos(Path(job.dataset))
+    train, valid = split(demos, job.tokenizer.horizon)
+    torch.manual_seed(job.seed)
+    command = TrainActionVAE(estimator=job.estimator, tokenizer=job.tokenizer)
+    tokenizer = build_tokenizer(command, train, demos.obs_keys)
+    given = {name: getattr(budget, name) for name in ("warm_start_steps", "teach_steps", "draws")}
+    estimator = kind(tokenizer, kind.configure(**given), budget.steps)
+    trainer = TrainerConfig(
+        max_steps=budget.steps,
+        mark_minutes=budget.minutes,
+        batch_size=budget.batch_size,
+        seed=job.seed,
+        eval_every=max(1, budget.steps // 10),
+        tensorboard=False,
+        optimizer=OptimizerConfig(lr=job.lr, ema=0.99),
+    )
+    Trainer(trainer, folder, job).fit(LatestObjective(tokenizer, estimator, valid), train, resume=True)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    rows = read_rows(folder / "metrics.jsonl")
+    at_steps = next(row for row in rows if row["split"] == "valid" and row["step"] == budget.steps)
+    at_time = next(
+        row for row in rows if (row["split"] == "valid" and row["train_seconds"] >= 60 * budget.minutes) or row is rows[-1]
+    )
+    trained = [row for row in rows if row["split"] == "train"][-1]
+    result: JSON = {
+        "estimator": job.estimator,
+        "seed": job.seed,
+        "bits": tokenizer.bits if tokenizer.bits != float("inf") else None,
+        "encoder_parameters": sum(p.numel() for m in (tokenizer.front_end, tokenizer.posterior) for p in m.parameters()),
+        **{f"steps.{name}": value for name, value in columns(at_steps).items()},
+        **{f"time.{name}": value for name, value in columns(at_time).items()},
+        "ess": trained.get("ess"),
+        "distinct": trained.get("distinct"),
+        "steps_per_second": trained["steps_per_second"],
+        "peak_memory_gb": memory,
+        "ceiling": None,
+    }
+    if budget.ceiling_episodes and demos.env_id is not None:
+        final = Tokenizer.from_pretrained(folder / "model")
+        torch.set_num_threads(1)
+        try:
+            ceiling = tokenizer_ceiling(
+                demos.env_id, final, first_seed=EVAL_SEED_START, episodes=budget.ceiling_episodes, max_steps=200, progress=False
+            )
+            result["ceiling"] = ceiling.success_rate
+        except SimulationError as error:
+            print(f"no ceiling: {error}")
+    return result
+
+
+def columns(row: JSON) -> JSON:
+    """What a validation says about a run."""
+    errors = [row[f"rmse/{i}"] for i in range(sum(name.startswith("rmse/") for name in row))]
+    names = ("psnr", "reconstruction", "elbo", "elbo_beta_end", "kl", "perplexity", "unused_codes", "bits_used")
+    return {
+        "step": row["step"],
+        "seconds": row["train_seconds"],
+        "rmse": (sum(error**2 for error in errors) / len(errors)) ** 0.5,
+        **{name: row.get(name) for name in names},
+    }
+
+
+def save_results(out: Path, results: Sequence[JSON]) -> None:
+    """results.json and results.csv, one row a run."""
+    save_json(list(results), out / "results.json")
+    temporary = out / "results.csv.tmp"
+    with temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(results[0]))
+        writer.writeheader()
+        writer.writerows(results)
+    temporary.replace(out / "results.csv")
