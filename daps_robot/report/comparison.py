@@ -153,7 +153,8 @@ def plot(out: Path, names: Sequence[str], axis: str, metric: str, unit: str) -> 
     low = np.percentile(ends, 5) if ends else 0.0
     top = max(ends) if ends else 1.0
     ax.set_ylim(low - 0.6 * (top - low + 1e-9), top + 0.1 * (top - low + 1e-9))
-    ax.legend(fontsize=SMALL - 1.5, ncols=3, frameon=False, labelcolor=PAGE.ink, loc="lower right")
+    if ends:
+        ax.legend(fontsize=SMALL - 1.5, ncols=3, frameon=False, labelcolor=PAGE.ink, loc="lower right")
     over = "steps" if axis == "step" else "time"
     return figure(
         to_svg(drawn, f"{metric}-{axis}", f"{metric} over {over}"),

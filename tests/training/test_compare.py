@@ -1,0 +1,115 @@
+"""The comparison of estimators: read-outs, resuming, intervals, the page; and an estimator from another package in it."""
+
+import csv
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_commands import write_demos
+from tiny import tokenizer_config
+
+from daps_robot.commands.compare_estimators import CompareEstimators, run
+from daps_robot.commands.train_action_vae import ChunkTokenizerConfig, TrainActionVAE
+from daps_robot.errors import ConfigError, DapsRobotError
+from daps_robot.estimators import ESTIMATORS
+from daps_robot.models.tokenizer import Inputs, Tokenizer
+from daps_robot.report.comparison import best, interval
+
+SIZE = ChunkTokenizerConfig(horizon=8, positions=2, vocabulary=8, width=16, layers=1)
+PLUGIN = Path(__file__).parents[1] / "plugin"
+
+
+def config(**settings):
+    given = {"dataset": "data/toy.hdf5", "estimators": ("daps", "vae"), "seeds": 1, "preset": "test", "tokenizer": SIZE}
+    return CompareEstimators(**{**given, **settings})
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    place = tmp_path_factory.mktemp("compare")
+    (place / "data").mkdir()
+    write_demos(place / "data" / "toy.hdf5")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        return place, run(config())
+
+
+def test_there_is_one_result_a_run(compared):
+    place, results = compared
+    out = place / "runs" / "compare" / "toy-test"
+    assert [(r["estimator"], r["seed"]) for r in results] == [("daps", 0), ("vae", 0)]
+    assert json.loads((out / "results.json").read_text()) == results
+    with (out / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["estimator"] for row in rows] == ["daps", "vae"]
+    daps, vae = results
+    assert daps["bits"] == 6 and vae["bits"] is None
+    assert daps["steps.step"] == 6 and daps["steps.elbo"] < 0 and daps["ess"] > 1 and daps["peak_memory_gb"] > 0.1
+    assert vae["steps.perplexity"] is None and vae["steps.bits_used"] > 0
+    assert float(rows[0]["steps.rmse"]) == daps["steps.rmse"]
+
+
+def test_the_read_outs_are_those_of_the_metrics(compared):
+    place, results = compared
+    lines = (place / "runs/compare/toy-test/daps-0/metrics.jsonl").read_text().splitlines()
+    last = [row for row in map(json.loads, lines) if row["split"] == "valid" and row["step"] == 6][-1]
+    errors = [last[f"rmse/{i}"] for i in range(7)]
+    assert results[0]["steps.rmse"] == pytest.approx(math.sqrt(sum(e * e for e in errors) / 7))
+    assert results[0]["steps.psnr"] == last["psnr"]
+
+
+def test_the_page_stands_alone_and_shows_every_estimator(compared):
+    page = (compared[0] / "runs/compare/toy-test/comparison.html").read_text()
+    assert "Exploratory" in page and "<th>daps</th>" in page and "<th>vae</th>" in page
+    assert "http" not in page.replace("http://www.w3.org", "") and page.count("<svg") == 4
+
+
+def test_finished_runs_are_not_run_again_and_others_are_refused(compared, monkeypatch):
+    place, results = compared
+    monkeypatch.chdir(place)
+    monkeypatch.setattr("daps_robot.commands.compare_estimators.start_run", lambda *_: pytest.fail("ran again"))
+    assert run(config()) == results
+    with pytest.raises(ConfigError, match=r"lr: 0.001 → 0.1"):
+        run(config(lr=0.1))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"estimators": ("daps", "gumble")}, "Did you mean 'gumbel'"),
+        ({"estimators": ("fsq",), "tokenizer": ChunkTokenizerConfig(vocabulary=11)}, "95%"),
+        ({"dataset": "data/none.hdf5"}, "does not exist"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_at_once(settings, message, compared, monkeypatch):
+    monkeypatch.chdir(compared[0])
+    with pytest.raises(DapsRobotError, match=message):
+        run(config(**settings))
+
+
+def test_intervals_and_what_may_be_called_best():
+    mean, half = interval([1.0, 2.0, 4.0])
+    assert mean == pytest.approx(7 / 3)
+    assert half == pytest.approx(4.302653 * math.sqrt(7 / 3) / math.sqrt(3), rel=1e-5)  # t(.975, 2) · s / √n
+    assert math.isnan(interval([1.0])[1])
+    clear = {"a": (3.0, 0.1), "b": (2.0, 0.5), "vae": (9.0, 0.1)}
+    assert best(clear, 1) == "a" and best(clear, -1) == "b" and best(clear, 0) is None
+    assert best({"a": (3.0, 0.6), "b": (2.0, 0.5)}, 1) is None
+    assert best({"a": (3.0, math.nan), "b": (2.0, math.nan)}, 1) is None
+
+
+def test_another_package_brings_an_estimator(monkeypatch):
+    """tests/plugin is such a package as it lies installed: a module, and an entry point of the group."""
+    monkeypatch.setattr(sys, "path", [str(PLUGIN), *sys.path])
+    assert "best-of-k" in list(ESTIMATORS)
+    kind = ESTIMATORS["best-of-k"]
+    command = TrainActionVAE.default(["--estimator", "best-of-k"])
+    assert command.settings == kind.configure() and command.settings.k == 8
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(kind.tokenizer_config(tokenizer_config()))
+    loss = kind(tokenizer, kind.configure(k=4), 10).loss(Inputs(torch.randn(6, 8, 3)), 0)
+    loss.value.backward()
+    assert all(parameter.grad is not None for parameter in tokenizer.parameters())
