@@ -52,6 +52,8 @@ def _parse(hint: Any, value: Any, where: str) -> Any:
             raise ConfigError(f"{where}: expected a list, found {value!r}")
         item = typing.get_args(hint)[0]
         return tuple(_parse(item, v, f"{where}[{i}]") for i, v in enumerate(value))
+    if origin is dict:
+        return _parse(dict, value, where)
     if origin is typing.Literal:
         if value not in typing.get_args(hint):
             raise ConfigError(f"{where}: {value!r} is none of {', '.join(map(repr, typing.get_args(hint)))}")

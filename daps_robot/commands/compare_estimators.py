@@ -12,10 +12,10 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -24,6 +24,7 @@ from daps_robot.commands.train_action_vae import ChunkTokenizerConfig, TrainActi
 from daps_robot.config import differences, from_json, load_json, save_json, to_json
 from daps_robot.data.catalog import dataset_name, fetch
 from daps_robot.data.demos import EVAL_SEED_START, read_demos
+from daps_robot.data.images import locate_mnist, read_mnist_10k
 from daps_robot.errors import ConfigError, DapsRobotError, SimulationError
 from daps_robot.estimators import ESTIMATORS
 from daps_robot.models.blocks import TransformerConfig
@@ -31,12 +32,13 @@ from daps_robot.models.code_model import CodeModelConfig
 from daps_robot.models.decoders import ChunkDecoderConfig
 from daps_robot.models.frontends import ChunkFrontEndConfig
 from daps_robot.models.tokenizer import Tokenizer, TokenizerConfig
+from daps_robot.presets import preset
 from daps_robot.report.comparison import write_comparison
 from daps_robot.rollout.ceiling import tokenizer_ceiling
 from daps_robot.training.logger import read_rows
 from daps_robot.training.optimizer import OptimizerConfig
 from daps_robot.training.tokenizer import TokenizerObjective
-from daps_robot.training.trainer import Trainer, TrainerConfig
+from daps_robot.training.trainer import Batches, Trainer, TrainerConfig
 from daps_robot.types import JSON
 
 
@@ -66,8 +68,13 @@ class Budget:
 BUDGETS = {
     "small": Budget(500, 0.6, 32, 250, 80, 10, 20),
     "claim": Budget(2400, 3.0, 64, 1200, 300, 100, 50),
+    "mnist": Budget(3000, 0.0, 64, 500, 150, 100, 0),
     "test": Budget(6, 0.0, 8, 3, 1, 2, 0),
 }
+
+
+MNIST = "mnist-10k"
+"""The data set of digits."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +82,11 @@ class CompareEstimators:
     """Compare estimators at equal bits: a table with intervals, CSV, JSON and a page with curves.
 
     Attributes:
-        dataset: a name of the catalogue or a robomimic HDF5 file.
+        dataset: a name of the catalogue, a robomimic HDF5 file, or "mnist-10k" (digits, with the networks of the paper).
         estimators: their names, or "all".
         seeds: runs of each, from seed 0 on; a claim of quality needs three.
-        preset: "small" explores (about a minute a run), "claim" trains for three minutes or longer, "test" tests.
+        preset: "small" explores (about a minute a run), "claim" trains for three minutes or longer, "mnist" is the budget
+            of the MNIST protocol (3000 steps of 64), "test" tests.
         name: of the comparison; by default <data set>-<preset>.
         tokenizer: the networks.
         lr: learning rate, constant; the evaluated weights are their moving average.
@@ -88,7 +96,7 @@ class CompareEstimators:
     dataset: str = "lift"
     estimators: tuple[str, ...] = ("all",)
     seeds: int = 3
-    preset: Literal["small", "claim", "test"] = "small"
+    preset: Literal["small", "claim", "mnist", "test"] = "small"
     name: str | None = None
     tokenizer: ChunkTokenizerConfig = field(default_factory=ChunkTokenizerConfig)
     lr: float = 1e-3
@@ -101,10 +109,17 @@ class CompareEstimators:
 
 @dataclass(frozen=True)
 class OneRun:
-    """One estimator with one seed: what a process of its own is given."""
+    """One variant with one seed: what a process of its own is given.
+
+    Attributes:
+        label: what the variant is called.
+        overrides: settings of the estimator.
+    """
 
     dataset: str
+    label: str
     estimator: str
+    overrides: dict[str, Any]
     seed: int
     budget: Budget
     tokenizer: ChunkTokenizerConfig
@@ -123,23 +138,28 @@ class LatestObjective(TokenizerObjective):
 def run(config: CompareEstimators) -> list[JSON]:
     """All runs that are not there yet, then the table; one object per estimator and seed."""
     names = sorted(ESTIMATORS) if "all" in config.estimators else list(dict.fromkeys(config.estimators))
-    for name in names:
-        check(name, config)  # a wrong name or budget costs nothing yet
-    path = fetch(config.dataset)
+    return run_variants(config, {name: (name, {}) for name in names})
+
+
+def run_variants(config: CompareEstimators, variants: Mapping[str, tuple[str, JSON]]) -> list[JSON]:
+    """As `run`, for variants: label → estimator and settings."""
+    for name, overrides in variants.values():
+        check(name, overrides, config)  # a wrong name or budget costs nothing yet
+    path = MNIST if config.dataset == MNIST and locate_mnist() else str(fetch(config.dataset))
     out = Path("runs") / "compare" / (config.name or f"{dataset_name(config.dataset)}-{config.preset}")
     out.mkdir(parents=True, exist_ok=True)
     budget, started, results = BUDGETS[config.preset], time.perf_counter(), []
-    jobs = [(name, seed) for seed in range(config.seeds) for name in names]
-    for done, (name, seed) in enumerate(jobs):
-        folder = out / f"{name}-{seed}"
-        job = OneRun(str(path), name, seed, budget, config.tokenizer, config.lr)
+    jobs = [(label, seed) for seed in range(config.seeds) for label in variants]
+    for done, (label, seed) in enumerate(jobs):
+        folder = out / f"{label}-{seed}"
+        job = OneRun(path, label, *variants[label], seed, budget, config.tokenizer, config.lr)
         if not finished(folder, job):
             elapsed = time.perf_counter() - started
-            print(f"[{done + 1}/{len(jobs)}] {name}, seed {seed}  ({elapsed / 60:.0f} min so far)", flush=True)
+            print(f"[{done + 1}/{len(jobs)}] {label}, seed {seed}  ({elapsed / 60:.0f} min so far)", flush=True)
             start_run(folder, job)
         results.append(load_json(folder / "result.json"))
     save_results(out, results)
-    exploratory = config.preset != "claim" or config.seeds < 3
+    exploratory = config.preset not in ("claim", "mnist") or config.seeds < 3
     page = write_comparison(out, results, exploratory)
     print(f"{out / 'results.csv'}, {out / 'results.json'} and {page}")
     if config.json:
@@ -147,7 +167,7 @@ def run(config: CompareEstimators) -> list[JSON]:
     return results
 
 
-def check(name: str, config: CompareEstimators) -> None:
+def check(name: str, overrides: JSON, config: CompareEstimators) -> None:
     """Whether an estimator exists, has what it needs, and meets the budget of bits."""
     size, kind = config.tokenizer, ESTIMATORS[name]
     transformer = TransformerConfig(width=size.width, layers=size.layers)
@@ -156,7 +176,7 @@ def check(name: str, config: CompareEstimators) -> None:
     decoder = ChunkDecoderConfig(size.horizon, 1, transformer=transformer)
     networks = TokenizerConfig(codes=codes, front_end=chunk, decoder=decoder)
     tokenizer = Tokenizer(kind.tokenizer_config(networks))
-    kind(tokenizer, kind.configure(), 10**9)
+    kind(tokenizer, kind.configure(**overrides), 10**9)
     if tokenizer.bits < 0.95 * codes.bits:
         raise ConfigError(f"{name} reaches {tokenizer.bits:.1f} of {codes.bits:.1f} bits: choose another --vocabulary")
 
@@ -169,7 +189,7 @@ def start_run(folder: Path, job: OneRun) -> None:
     ended = subprocess.run([sys.executable, "-c", code, str(folder)], stderr=subprocess.PIPE, text=True)
     if ended.returncode:
         last = ended.stderr.strip().splitlines()[-1:] or [f"exit status {ended.returncode}"]
-        raise DapsRobotError(f"{job.estimator}, seed {job.seed}: {last[0]} (in {folder}; the finished runs are kept)")
+        raise DapsRobotError(f"{job.label}, seed {job.seed}: {last[0]} (in {folder}; the finished runs are kept)")
 
 
 def finished(folder: Path, job: OneRun) -> bool:
@@ -197,13 +217,11 @@ def run_one_file(folder: str) -> None:
 def run_one(job: OneRun, folder: Path) -> JSON:
     """One run's columns."""
     budget, kind = job.budget, ESTIMATORS[job.estimator]
-    demos = read_demos(Path(job.dataset))
-    train, valid = split(demos, job.tokenizer.horizon)
-    torch.manual_seed(job.seed)
-    command = TrainActionVAE(estimator=job.estimator, tokenizer=job.tokenizer)
-    tokenizer = build_tokenizer(command, train, demos.obs_keys)
+    tokenizer, train, valid, env_id = material(job)
     given = {name: getattr(budget, name) for name in ("warm_start_steps", "teach_steps", "draws")}
-    estimator = kind(tokenizer, kind.configure(**given), budget.steps)
+    if job.dataset == MNIST:
+        given = {**preset("mnist").settings, **given}
+    estimator = kind(tokenizer, kind.configure(**{**given, **job.overrides}), budget.steps)
     trainer = TrainerConfig(
         max_steps=budget.steps,
         mark_minutes=budget.minutes,
@@ -222,7 +240,7 @@ def run_one(job: OneRun, folder: Path) -> JSON:
     )
     trained = [row for row in rows if row["split"] == "train"][-1]
     result: JSON = {
-        "estimator": job.estimator,
+        "estimator": job.label,
         "seed": job.seed,
         "bits": tokenizer.bits if tokenizer.bits != float("inf") else None,
         "encoder_parameters": sum(p.numel() for m in (tokenizer.front_end, tokenizer.posterior) for p in m.parameters()),
@@ -234,17 +252,30 @@ def run_one(job: OneRun, folder: Path) -> JSON:
         "peak_memory_gb": memory,
         "ceiling": None,
     }
-    if budget.ceiling_episodes and demos.env_id is not None:
+    if budget.ceiling_episodes and env_id is not None:
         final = Tokenizer.from_pretrained(folder / "model")
         torch.set_num_threads(1)
         try:
             ceiling = tokenizer_ceiling(
-                demos.env_id, final, first_seed=EVAL_SEED_START, episodes=budget.ceiling_episodes, max_steps=200, progress=False
+                env_id, final, first_seed=EVAL_SEED_START, episodes=budget.ceiling_episodes, max_steps=200, progress=False
             )
             result["ceiling"] = ceiling.success_rate
         except SimulationError as error:
             print(f"no ceiling: {error}")
     return result
+
+
+def material(job: OneRun) -> tuple[Tokenizer, Batches, Batches, str | None]:
+    """An untrained tokenizer, training and validation data, and the environment of its ceiling if there is one."""
+    if job.dataset == MNIST:
+        images, held_out = read_mnist_10k(locate_mnist())
+        torch.manual_seed(job.seed)
+        return Tokenizer(ESTIMATORS[job.estimator].tokenizer_config(preset("mnist").tokenizer)), images, held_out, None
+    demos = read_demos(Path(job.dataset))
+    train, valid = split(demos, job.tokenizer.horizon)
+    torch.manual_seed(job.seed)
+    command = TrainActionVAE(estimator=job.estimator, tokenizer=job.tokenizer)
+    return build_tokenizer(command, train, demos.obs_keys), train, valid, demos.env_id
 
 
 def columns(row: JSON) -> JSON:

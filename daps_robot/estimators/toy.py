@@ -7,11 +7,12 @@ of logits for each point. All v^l code sequences can be written down, and with t
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from daps_robot.models.blocks import TransformerConfig
@@ -75,7 +76,7 @@ class Toy(Tokenizer):
     """The problem as a tokenizer, so that estimators train it as they train any other."""
 
     points: Tensor
-    sequences: Tensor
+    decoder: SumOfCodewords
 
     def __init__(self, config: ToyConfig) -> None:
         nn.Module.__init__(self)
@@ -87,16 +88,16 @@ class Toy(Tokenizer):
         l, v = size.positions, size.vocabulary
         codes = CodeModelConfig(l, v, False, TransformerConfig(width=v, heads=1))
         self.config = TokenizerConfig(codes=codes)
+        self.variance = size.sigma**2
         self.obs_scaler = None
         self.posterior = TableModel(codes)
         self.embedding = nn.Embedding.from_pretrained(torch.eye(v))
-        self.likelihood = make_likelihood(LikelihoodConfig("gaussian", size.sigma**2), size.dimensions)
+        self.likelihood = make_likelihood(LikelihoodConfig("gaussian", self.variance), size.dimensions)
         codewords = size.spread * normal(l, v, size.dimensions)
         self.decoder = SumOfCodewords(codewords)
         truth = torch.randint(v, (size.points, l), generator=generator)
         points = codewords[torch.arange(l), truth].sum(1) + size.noise * normal(size.points, size.dimensions)
         self.register_buffer("points", points)
-        self.register_buffer("sequences", torch.tensor(list(itertools.product(range(v), repeat=l))))
         self.logits = nn.Parameter(0.1 * normal(size.points, l, v))
 
     @property
@@ -107,17 +108,32 @@ class Toy(Tokenizer):
     def prepare(self, inputs: Inputs) -> Memory:
         return self.posterior.prepare(self.logits)
 
+    @property
+    def sequences(self) -> Int[Tensor, "s l"]:
+        """All of them; v^l."""
+        codes = self.config.codes
+        return torch.tensor(list(itertools.product(range(codes.vocabulary), repeat=codes.positions)))
+
     def rewards(self) -> Float[Tensor, "n s"]:
         """log p(x|z) of every point and sequence."""
         return self.log_likelihood(self.sequences.expand(len(self.points), -1, -1), self.batch)
 
     def elbo(self, beta: float) -> Float[Tensor, " n"]:
         """The exact β-ELBO of every point, with gradient."""
-        log_q = self.logits.log_softmax(-1)
-        joint = sum(log_q[:, i, self.sequences[:, i]] for i in range(self.config.codes.positions))
-        assert isinstance(joint, Tensor)
-        prior = -torch.tensor(float(len(self.sequences))).log()
-        return (joint.exp() * (self.rewards() - beta * (joint - prior))).sum(-1)
+        return self.elbo_of(self.logits.log_softmax(-1), beta)
+
+    def elbo_of(self, log_q: Float[Tensor, "*s n l v"], beta: float) -> Float[Tensor, "*s n"]:
+        """The β-ELBO of given log-probabilities, in closed form: q is factorised and log p(x|z) quadratic.
+
+        E‖x − Σ_i c_i‖² = ‖x − Σ_i E c_i‖² + Σ_i (E‖c_i‖² − ‖E c_i‖²), however many sequences there are.
+        """
+        q, codewords = log_q.exp(), self.decoder.codewords
+        means = torch.einsum("...lv,lvd->...ld", q, codewords)
+        spread = (torch.einsum("...lv,lv->...l", q, codewords.square().sum(-1)) - means.square().sum(-1)).sum(-1)
+        distance = (self.points - means.sum(-2)).square().sum(-1) + spread
+        constant = 0.5 * self.points.shape[1] * math.log(2 * math.pi * self.variance)
+        kl = (q * log_q).sum((-1, -2)) + self.config.codes.bits * math.log(2)
+        return -0.5 * distance / self.variance - constant - beta * kl
 
     def exact_gradient(self, beta: float) -> Float[Tensor, "n l v"]:
         """Of the mean β-ELBO, with respect to the logits."""
@@ -126,27 +142,15 @@ class Toy(Tokenizer):
     @torch.no_grad()
     def optimum(self, beta: float = 1.0, starts: int = 64, sweeps: int = 200) -> Float[Tensor, " n"]:
         """The largest β-ELBO of a factorised q, by coordinate ascent (exact in each position) from many starts."""
-        l, v = self.config.codes.positions, self.config.codes.vocabulary
-        n = len(self.points)
-        rewards = self.rewards().view(n, 1, *[v] * l)
-        generator = torch.Generator().manual_seed(0)
-        q = torch.softmax(3 * torch.randn(n, starts, l, v, generator=generator), dim=-1)
+        codewords, generator = self.decoder.codewords, torch.Generator().manual_seed(0)
+        log_q = (3 * torch.randn(starts, *self.logits.shape, generator=generator)).log_softmax(-1)
         for _ in range(sweeps):
-            for i in range(l):
-                expected = rewards.expand(n, starts, *[v] * l)
-                for j in reversed(range(l)):
-                    if j != i:
-                        shape = [n, starts] + [1] * (expected.ndim - 2)
-                        shape[2 + (j if j < i else expected.ndim - 3)] = v
-                        expected = (expected * q[:, :, j].view(shape)).sum(2 + (j if j < i else expected.ndim - 3))
-                q[:, :, i] = torch.softmax(expected / beta, dim=-1)
-        held = self.logits.detach().clone()
-        best = torch.full((n,), -torch.inf)
-        for start in range(starts):
-            self.logits.copy_(q[:, start].clamp(min=1e-30).log())
-            best = torch.maximum(best, self.elbo(beta))
-        self.logits.copy_(held)
-        return best
+            for i in range(len(codewords)):
+                means = torch.einsum("snlv,lvd->snld", log_q.exp(), codewords)
+                rest = self.points - means.sum(2) + means[:, :, i]  # what position i has to make up
+                fit = rest @ codewords[i].T - 0.5 * codewords[i].square().sum(-1)
+                log_q[:, :, i] = (fit / (self.variance * beta)).log_softmax(-1)
+        return self.elbo_of(log_q, beta).amax(0)
 
 
 def train_toy(toy: Toy, estimator: Any, steps: int, lr: float = 0.02, seed: int = 0) -> float:

@@ -167,12 +167,10 @@ class Group:
 
     Attributes:
         now: the round at which it was planned; None before the first.
-        keys: (S,) the keys of the plans' noise; a finished slot keeps its last.
         actions, outside: as `admit_actions` returns them.
     """
 
     now: Round | None = None
-    keys: Any = 0
     actions: Any = None
     outside: Any = None
 
@@ -198,10 +196,10 @@ def play(pool: SlotPool, policy: Policy, task: Task, progress: bool) -> Ledger:
                 if not now.active.any():
                     del playing[index]
                     continue
-                group.now, group.keys = now, np.where(now.active, plan_keys(now.episode, ledger.plans[now.slots]), group.keys)
+                group.now, keys = now, plan_keys(now.episode, ledger.plans[now.slots])
                 ledger.note_request(now)
                 start = perf_counter()
-                chunks = np.asarray(policy.plan(PlanRequest(now.observations, group.keys, now.expert)))
+                chunks = np.asarray(policy.plan(PlanRequest(now.observations, keys, now.expert)))
                 ledger.policy_seconds += perf_counter() - start
                 expected = (len(now.slots), task.horizon, len(pool.layout.low))
                 if chunks.shape != expected:

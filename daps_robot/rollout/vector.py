@@ -46,7 +46,7 @@ class Round:
     Attributes:
         slots: (S,) their numbers.
         episode: (S,) the episode that needs a plan now, -1 in a slot that has none left.
-        observations: (S n o) what to plan from; a finished slot keeps the row of its last plan.
+        observations: (S n o) what to plan from; a finished slot keeps its last observations.
         executed: (S,) steps executed of the last plan.
         ended: (S,) whether the episode that they belong to ended with them.
         success: (S,) whether it succeeded.
@@ -95,7 +95,6 @@ class SlotPool:
         self._task = task
         self._workers[0].submit("layout")
         self.layout: Layout = self._workers[0].result()
-        self._last: dict[int, Round] = {}
         self.simulator_seconds = np.zeros(count)
         self.lookahead_seconds = np.zeros(count)
 
@@ -119,23 +118,13 @@ class SlotPool:
         order = np.argsort(np.concatenate([slots[first::count] for first in range(count)]))
         self.simulator_seconds += [reply.simulator_seconds for reply in replies]
         self.lookahead_seconds += [reply.lookahead_seconds for reply in replies]
-        episode = np.concatenate([reply.episode for reply in replies])[order]
-        observations = np.concatenate([reply.observations for reply in replies])[order]
-        expert = None
-        if self._task.needs_expert:
-            parts = [reply.expert for reply in replies if reply.expert is not None]
-            expert = np.concatenate(parts)[order]
-        last = self._last.get(group)
-        if last is not None:
-            stale = episode < 0
-            observations[stale] = last.observations[stale]
-            if expert is not None and last.expert is not None:
-                expert[stale] = last.expert[stale]
-        executed, ended, success = (
-            np.concatenate([getattr(reply, name) for reply in replies])[order] for name in ("executed", "ended", "success")
-        )
-        self._last[group] = Round(slots, episode, observations, executed, ended, success, expert)
-        return self._last[group]
+
+        def joined(name: str) -> np.ndarray:
+            return np.concatenate([getattr(reply, name) for reply in replies])[order]
+
+        expert = joined("expert") if self._task.needs_expert else None
+        ended, success = joined("ended"), joined("success")
+        return Round(slots, joined("episode"), joined("observations"), joined("executed"), ended, success, expert)
 
     def close(self) -> None:
         """Ends the workers."""

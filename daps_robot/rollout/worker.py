@@ -63,7 +63,7 @@ class SlotRound:
 
     Attributes:
         episode: (k,) the episode that needs a plan now, -1 in a slot that has none left.
-        observations: (k n o) what that plan is to be made from; zeros in a slot that has none left.
+        observations: (k n o) what that plan is to be made from; in a slot that has none left, its last observations.
         executed: (k,) steps executed of the last plan.
         ended: (k,) whether the episode that they belong to ended with them.
         success: (k,) whether it succeeded.
@@ -95,7 +95,7 @@ def can_share(env: gym.Env[Any, Any]) -> bool:
 class Slot:
     """The episodes that fall to a slot, one after the other, in an environment of its own or a shared one."""
 
-    def __init__(self, task: Task, index: int, env: gym.Env[Any, Any]) -> None:
+    def __init__(self, task: Task, index: int, env: gym.Env[Any, Any], layout: Layout) -> None:
         self.task, self._next = task, index
         # The simulator's own interface (get_state, make_expert, …) lies under Gymnasium's wrappers.
         self._simulator: Any = env.unwrapped
@@ -105,22 +105,24 @@ class Slot:
         self._limit = min(task.max_steps, task.spec.max_episode_steps or task.max_steps)
         self.episode = -1
         self._step = 0
-        self._history: deque[Float[np.ndarray, " o"]] = deque(maxlen=task.history)
+        nothing = np.zeros(sum(layout.obs_dims[key] for key in task.obs_keys), np.float32)  # a slot may never play
+        self._history: deque[Float[np.ndarray, " o"]] = deque([nothing] * task.history, maxlen=task.history)
+        self.plan: Float[np.ndarray, "h a"] = np.zeros((task.horizon, len(layout.low)), np.float32)
         self._observation: dict[str, Any] = {}
         self._expert: Any = None
         self.simulator_seconds = 0.0
         self.lookahead_seconds = 0.0
 
-    def turn(self, actions: Float[np.ndarray, "e a"] | None) -> tuple[int, bool, bool, Float[np.ndarray, "h a"] | None]:
+    def turn(self, actions: Float[np.ndarray, "e a"] | None) -> tuple[int, bool, bool]:
         """A round of this slot: executes its plan, goes on to the next episode where one ends, looks ahead.
 
         Args:
             actions: the plan; None at the start, when there is no episode yet.
 
         Returns:
-            Steps executed, whether the episode ended, whether it succeeded, and the expert's next actions if asked for.
+            Steps executed, whether the episode ended, and whether it succeeded.
         """
-        executed, ended, success, expert = 0, False, False, None
+        executed, ended, success = 0, False, False
         if actions is None:
             self.begin()
         elif self.episode >= 0:
@@ -131,10 +133,10 @@ class Slot:
                 self.begin()
         if self.episode >= 0:
             if self.task.needs_expert:
-                expert = self.look_ahead()
+                self.plan = self.look_ahead()
             if self._shared:
                 self._state = self._simulator.get_state()
-        return executed, ended, success, expert
+        return executed, ended, success
 
     def begin(self) -> None:
         """Starts the slot's next episode, or leaves the slot finished where there is none."""
@@ -229,7 +231,7 @@ class SlotGroups:
         slots = [index for group in groups for index in group]
         if not can_share(first):
             self._envs += [make_env(task.spec, task.env_kwargs) for _ in slots[1:]]
-        made = {index: Slot(task, index, self._envs[i % len(self._envs)]) for i, index in enumerate(slots)}
+        made = {index: Slot(task, index, self._envs[i % len(self._envs)], self._layout) for i, index in enumerate(slots)}
         self._groups = [[made[index] for index in group] for group in groups]
 
     def layout(self) -> Layout:
@@ -254,23 +256,15 @@ class SlotGroups:
         for env in self._envs:
             env.close()
 
-    def _report(
-        self, slots: list[Slot], outcomes: list[tuple[int, bool, bool, Float[np.ndarray, "h a"] | None]], share: float
-    ) -> SlotRound:
-        width = sum(self._layout.obs_dims[key] for key in self.task.obs_keys)
-        none_left = np.zeros((self.task.history, width), np.float32)
-        no_plan = np.zeros((self.task.horizon, len(self._layout.low)), np.float32)
-        executed, ended, success, plans = zip(*outcomes, strict=True)
-        expert = None
-        if self.task.needs_expert:
-            expert = np.stack([no_plan if plan is None else plan for plan in plans])
+    def _report(self, slots: list[Slot], outcomes: list[tuple[int, bool, bool]], share: float) -> SlotRound:
+        executed, ended, success = zip(*outcomes, strict=True)
         report = SlotRound(
             episode=np.array([slot.episode for slot in slots]),
-            observations=np.stack([slot.history if slot.episode >= 0 else none_left for slot in slots]),
+            observations=np.stack([slot.history for slot in slots]),
             executed=np.array(executed),
             ended=np.array(ended),
             success=np.array(success),
-            expert=expert,
+            expert=np.stack([slot.plan for slot in slots]) if self.task.needs_expert else None,
             simulator_seconds=share * sum(slot.simulator_seconds for slot in slots),
             lookahead_seconds=share * sum(slot.lookahead_seconds for slot in slots),
         )

@@ -11,6 +11,8 @@ import torch
 from test_commands import write_demos
 from tiny import tokenizer_config
 
+from daps_robot.commands.ablate import STUDIES, Ablate
+from daps_robot.commands.ablate import run as ablate
 from daps_robot.commands.compare_estimators import CompareEstimators, run
 from daps_robot.commands.train_action_vae import ChunkTokenizerConfig, TrainActionVAE
 from daps_robot.errors import ConfigError, DapsRobotError
@@ -113,3 +115,28 @@ def test_another_package_brings_an_estimator(monkeypatch):
     loss = kind(tokenizer, kind.configure(k=4), 10).loss(Inputs(torch.randn(6, 8, 3)), 0)
     loss.value.backward()
     assert all(parameter.grad is not None for parameter in tokenizer.parameters())
+
+
+def test_a_study_is_run_by_name(compared, monkeypatch):
+    monkeypatch.chdir(compared[0])
+    results = ablate(Ablate("encoder", "data/toy.hdf5", preset="test", tokenizer=SIZE))
+    assert [r["estimator"] for r in results] == ["autoregressive", "factorised"]
+    assert (compared[0] / "runs/compare/ablate-encoder/comparison.html").is_file()
+    with pytest.raises(ConfigError, match="Did you mean 'samples'"):
+        ablate(Ablate("sample"))
+
+
+def test_every_study_has_settings_that_can_be():
+    for variants in STUDIES.values():
+        for name, settings in variants.values():
+            ESTIMATORS[name].configure(**settings)
+
+
+def test_the_gradient_study(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("daps_robot.commands.ablate.SIZES", ((2, 4),))
+    rows = {row["estimator"]: row for row in ablate(Ablate("gradient", draws=150))}
+    assert rows["rloo"]["cosine"] > 0.9 and rows["daps, η=100"]["cosine"] > 0.9
+    assert rows["daps, η=100"]["snr"] > 3 * rows["daps, η=100, plain"]["snr"]
+    assert all(0 <= row["cosine_floor"] <= 1 and row["snr"] >= 0 for row in rows.values())
+    assert "reinmax" in capsys.readouterr().out

@@ -1,0 +1,145 @@
+"""Ablations by name: one factor at a time from the default, on data; or the quality of gradient estimates, on a toy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from daps_robot.commands.compare_estimators import CompareEstimators, run_variants
+from daps_robot.commands.train_action_vae import ChunkTokenizerConfig
+from daps_robot.config import save_json
+from daps_robot.errors import ConfigError
+from daps_robot.estimators import ESTIMATORS
+from daps_robot.estimators.toy import Toy, ToyConfig
+from daps_robot.registry import unknown_name
+from daps_robot.types import JSON
+
+Variants = dict[str, tuple[str, JSON]]
+
+
+def daps(**settings: object) -> tuple[str, JSON]:
+    return "daps", settings
+
+
+STUDIES: dict[str, Variants] = {
+    "trust-region": {
+        "solved": daps(),
+        "solved-plain": daps(centred=False),
+        "per-input": daps(trust_region="solved-per-input"),
+        "learned": daps(trust_region="learned"),
+        "learned-plain": daps(trust_region="learned", centred=False),
+        "eta-1": daps(trust_region="fixed", eta=1.0),
+        "eta-10": daps(trust_region="fixed", eta=10.0),
+        "eta-100": daps(trust_region="fixed", eta=100.0),
+    },
+    "ess-target": {f"ess-{target}": daps(ess_target=target) for target in (0.2, 0.33, 0.5, 0.75)},
+    "samples": {f"k-{k}": daps(k=k, ess_target=0.6) for k in (2, 4, 8, 16)},
+    "beta": {
+        "beta-.05-.01": daps(beta_start=0.05, beta_end=0.01),
+        "beta-.5-.01": daps(beta_start=0.5, beta_end=0.01),
+        "beta-.5-.1": daps(beta_start=0.5, beta_end=0.1),
+        "beta-1-1": daps(beta_start=1.0, beta_end=1.0),
+    },
+    "encoder": {"autoregressive": daps(), "factorised": ("daps-na", {})},
+    "warm-start": {"warm": daps(), "scratch": daps(warm_start_steps=0, teach_steps=0)},
+}
+"""Each study's variants: label → estimator and settings."""
+
+GRADIENT_ESTIMATORS: Variants = {
+    "daps": daps(),
+    "daps, plain": daps(centred=False),
+    "daps, η=100": daps(trust_region="fixed", eta=100.0),
+    "daps, η=100, plain": daps(trust_region="fixed", eta=100.0, centred=False),
+    "rloo": ("rloo", {}),
+    "rws": ("rws", {}),
+    "gumbel-na": ("gumbel-na", {}),
+    "gr-mck-na": ("gr-mck-na", {"draws": 10}),
+    "reinmax": ("reinmax", {}),
+}
+SIZES = ((2, 4), (3, 8), (8, 64), (8, 256), (64, 512))
+
+
+@dataclass(frozen=True)
+class Ablate:
+    """Run an ablation.
+
+    Attributes:
+        study: trust-region, ess-target, samples, beta, encoder or warm-start, on data; or gradient, the bias and the
+            noise of each estimator's update against the exact gradient, on a toy.
+        dataset: a name of the catalogue, a robomimic HDF5 file, or "mnist-10k".
+        seeds: runs of each variant; one screens, three are for claims.
+        preset: as compare_estimators.py has it.
+        name: of the ablation; by default the study's.
+        tokenizer: the networks.
+        lr: learning rate.
+        draws: gradient estimates of each estimator and size ("gradient").
+    """
+
+    study: str = "trust-region"
+    dataset: str = "lift"
+    seeds: int = 1
+    preset: Literal["small", "claim", "mnist", "test"] = "small"
+    name: str | None = None
+    tokenizer: ChunkTokenizerConfig = field(default_factory=ChunkTokenizerConfig)
+    lr: float = 1e-3
+    draws: int = 400
+
+    def __post_init__(self) -> None:
+        if self.draws < 2:
+            raise ConfigError(f"{self.draws} draws have no deviation: take at least 2")
+
+
+def run(config: Ablate) -> list[JSON]:
+    """One study; its rows."""
+    if config.study == "gradient":
+        return gradient_study(config)
+    if config.study not in STUDIES:
+        raise unknown_name("study", config.study, [*STUDIES, "gradient"])
+    comparison = CompareEstimators(
+        config.dataset, (), config.seeds, config.preset, config.name or f"ablate-{config.study}", config.tokenizer, config.lr
+    )
+    return run_variants(comparison, STUDIES[config.study])
+
+
+def gradient_study(config: Ablate) -> list[JSON]:
+    """Cosine of the mean update to the exact gradient of the ELBO (β = 1), and the signal-to-noise ratio of one update.
+
+    Both are free of scale: DAPS takes steps of another size than the gradient. The mean of n updates has noise of its own,
+    so a cosine below 1 need not be bias: `cosine_floor` is what an unbiased estimate of this noise would show.
+    """
+    rows = []
+    print(f"{'size':>8} {'estimator':>20} {'cosine':>8} {'floor':>8} {'SNR':>9}")
+    for positions, vocabulary in SIZES:
+        toy = Toy(ToyConfig(positions, vocabulary, points=8, dimensions=max(6, positions)))
+        exact = toy.exact_gradient(1.0)
+        for label, (name, settings) in GRADIENT_ESTIMATORS.items():
+            kind = ESTIMATORS[name]
+            given = {"beta_start": 1.0, "beta_end": 1.0, "warm_start_steps": 0, "teach_steps": 0, "temperature_end": 1.0}
+            estimator = kind(toy, kind.configure(**{**given, **settings}), 1)
+            torch.manual_seed(0)
+            mean, square = torch.zeros_like(exact), torch.zeros_like(exact)
+            for _ in range(config.draws):
+                toy.logits.grad = None
+                estimator.loss(toy.batch, 0).value.backward()
+                assert toy.logits.grad is not None
+                mean, square = mean - toy.logits.grad / config.draws, square + toy.logits.grad.square() / config.draws
+            variance = (square - mean.square()).clamp(min=0).sum() * config.draws / (config.draws - 1)
+            signal = (mean.square().sum() - variance / config.draws).clamp(min=0)
+            row: JSON = {
+                "positions": positions,
+                "vocabulary": vocabulary,
+                "estimator": label,
+                "cosine": float((mean * exact).sum() / (mean.norm() * exact.norm())),
+                "cosine_floor": float((signal / mean.square().sum()).sqrt()),
+                "snr": float((signal / variance).sqrt()),
+            }
+            rows.append(row)
+            size = f"{positions}×{vocabulary}"
+            print(f"{size:>8} {label:>20} {row['cosine']:8.3f} {row['cosine_floor']:8.3f} {row['snr']:9.4f}", flush=True)
+    out = Path("runs") / "compare" / (config.name or "ablate-gradient")
+    out.mkdir(parents=True, exist_ok=True)
+    save_json(rows, out / "results.json")
+    return rows
