@@ -48,8 +48,9 @@ class _LossByParts(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, loss_of: PartLoss, examples: int, part_size: int, split: int, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         tensors, parameters = inputs[:split], inputs[split:]
-        ctx.gradients = [torch.zeros_like(t) if t.requires_grad else None for t in inputs]
         total, kept = torch.zeros((), device=inputs[-1].device), []
+        of_tensors: list[list[Tensor]] = [[] for _ in tensors]
+        of_parameters: list[Tensor | None] = [None] * len(parameters)
         for first in range(0, examples, part_size):
             part = slice(first, min(first + part_size, examples))
             share = (part.stop - part.start) / examples
@@ -58,12 +59,15 @@ class _LossByParts(torch.autograd.Function):
                 loss, values = loss_of(part, *cut)
                 wanted = [(i, t) for i, t in enumerate([*cut, *parameters]) if t.requires_grad]
                 gradients = torch.autograd.grad(loss * share, [t for _, t in wanted], allow_unused=True)
-            for (i, _), gradient in zip(wanted, gradients, strict=True):
-                if gradient is not None:
-                    whole = ctx.gradients[i]
-                    (whole[part] if i < split else whole).add_(gradient)
+            for (i, of), gradient in zip(wanted, gradients, strict=True):
+                if i < split:
+                    of_tensors[i].append(torch.zeros_like(of) if gradient is None else gradient)
+                elif gradient is not None:
+                    sum_so_far = of_parameters[i - split]
+                    of_parameters[i - split] = gradient if sum_so_far is None else sum_so_far + gradient
             total += share * loss.detach()
             kept.append(values.detach())
+        ctx.gradients = [torch.cat(parts) if parts else None for parts in of_tensors] + of_parameters
         values = torch.cat(kept)
         ctx.mark_non_differentiable(values)
         return total, values
