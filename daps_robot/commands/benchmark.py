@@ -19,7 +19,7 @@ from torch import Tensor
 
 from daps_robot.commands.distill_policy import newest_run
 from daps_robot.commands.evaluate import RolloutConfig
-from daps_robot.data.catalog import locate
+from daps_robot.data.catalog import find_file, locate
 from daps_robot.data.chunks import ChunkDataset
 from daps_robot.data.demos import read_demos
 from daps_robot.data.normalize import Scaler
@@ -221,10 +221,9 @@ def time_parts(tokenizer: Tokenizer, gather: Callable[[int], Inputs], config: Tr
 def training_data(name: str, chosen: Preset) -> tuple[Tensor, str]:
     """Examples of a preset's shape (as they are stored: float32, or uint8 in {0, 1}) and where they come from."""
     front = chosen.tokenizer.front_end
-    folder = os.environ.get("DAPS_ROBOT_DATA")
     if name == "mnist":
-        path = Path(folder or "data") / "mnist.npz"
-        if path.is_file():
+        path = find_file("mnist.npz")
+        if path is not None:
             with np.load(path) as arrays:
                 images = arrays["x_train"]
             return torch.from_numpy((images > 127).astype(np.uint8))[..., None], str(path)

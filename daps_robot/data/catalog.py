@@ -49,9 +49,17 @@ def locate(dataset: str) -> Path | None:
     """The file of a data set if it exists, without generating it."""
     if is_path(dataset):
         return Path(dataset)
-    shared = os.environ.get("DAPS_ROBOT_DATA")
-    folders = ([Path(shared)] if shared else []) + [Path("data")]
-    return next((f / f"{dataset}.hdf5" for f in folders if (f / f"{dataset}.hdf5").is_file()), None)
+    return find_file(f"{dataset}.hdf5")
+
+
+def data_folders() -> list[Path]:
+    """Where data sets are looked for: the folder that DAPS_ROBOT_DATA names, then ./data."""
+    return [Path(folder) for folder in (os.environ.get("DAPS_ROBOT_DATA"), "data") if folder]
+
+
+def find_file(name: str) -> Path | None:
+    """A file in the first of `data_folders` that has it."""
+    return next((folder / name for folder in data_folders() if (folder / name).is_file()), None)
 
 
 def fetch(dataset: str) -> Path:

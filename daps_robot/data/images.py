@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from daps_robot.data.catalog import data_folders, find_file
 from daps_robot.data.hdf5 import short
 from daps_robot.errors import DataError
 
@@ -43,13 +43,11 @@ def locate_mnist() -> Path:
     Raises:
         DataError: it is in neither.
     """
-    folders = [Path(folder) for folder in (os.environ.get("DAPS_ROBOT_DATA"), "data") if folder]
-    for folder in folders:
-        if (folder / "mnist.npz").is_file():
-            return folder / "mnist.npz"
-    raise DataError(
-        f"mnist.npz is not in {' or '.join(map(str, folders))}: put Keras' file of that name there, or set DAPS_ROBOT_DATA"
-    )
+    found = find_file("mnist.npz")
+    if found is None:
+        folders = " or ".join(map(str, data_folders()))
+        raise DataError(f"mnist.npz is not in {folders}: put Keras' file of that name there, or set DAPS_ROBOT_DATA")
+    return found
 
 
 def read_mnist_10k(path: Path) -> tuple[BinaryImages, BinaryImages]:
