@@ -92,6 +92,11 @@ class Estimator(nn.Module, ABC):
     def loss(self, inputs: Inputs, step: int) -> Loss:
         """The loss of one batch at step 0 … total_steps−1; noise comes from torch's global generator."""
 
+    def check_code_model(self) -> None:
+        """Raises ConfigError where the tokenizer's posterior is no code model, for estimators that train one."""
+        if self.tokenizer.config.posterior is not None:
+            raise ConfigError(f"{type(self).__name__} trains a code model q(z|x): leave the tokenizer's posterior unset")
+
     def settle(self, steps: int) -> None:
         """Bring the tokenizer into the state in which it is used; called after `steps` steps, before each evaluation."""
 

@@ -60,8 +60,7 @@ class PPO(Estimator):
 
     def __init__(self, tokenizer: Tokenizer, config: PPOConfig, total_steps: int) -> None:
         super().__init__(tokenizer, config, total_steps)
-        if not isinstance(tokenizer.posterior, CodeModel):
-            raise ConfigError("PPO trains a code model q(z|x): leave the tokenizer's posterior unset")
+        self.check_code_model()
         width = tokenizer.config.codes.transformer.width
         self.old = nn.ModuleList(copy.deepcopy(part) for part in (tokenizer.front_end, tokenizer.posterior))
         self.old.requires_grad_(False)

@@ -56,8 +56,7 @@ class RelaxedEstimator(Estimator):
 
     def __init__(self, tokenizer: Tokenizer, config: Any, total_steps: int) -> None:
         super().__init__(tokenizer, config, total_steps)
-        if not isinstance(tokenizer.posterior, CodeModel):
-            raise ConfigError(f"{type(self).__name__} trains a code model q(z|x): leave the tokenizer's posterior unset")
+        self.check_code_model()
 
     @abstractmethod
     def relax(self, logits: Logits, temperature: float) -> Logits:
