@@ -20,7 +20,8 @@ class Preset:
 
     Attributes:
         tokenizer: the networks.
-        settings: of estimators (`Estimator.configure` takes those that concern it): β schedule; no warm start, as in the paper.
+        settings: of estimators (`Estimator.configure` takes those that concern it), as in the paper: K, ESS target, β schedule,
+            no warm start.
         batch_size: examples of a step.
     """
 
@@ -34,7 +35,7 @@ def _transformer(width: int, layers: int) -> TransformerConfig:
 
 
 def _settings(beta_start: float, beta_end: float) -> dict[str, Any]:
-    return {"beta_start": beta_start, "beta_end": beta_end, "warm_start_steps": 0, "teach_steps": 0}
+    return {"k": 8, "ess_target": 0.33, "beta_start": beta_start, "beta_end": beta_end, "warm_start_steps": 0}
 
 
 def _chunks(horizon: int, positions: int, vocabulary: int, width: int, batch_size: int) -> Preset:

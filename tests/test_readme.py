@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 TRAIN = ["--overwrite", "--max-steps", "12", "--batch-size", "8", "--eval-every", "6", "--no-tensorboard"]
 SMALL = {
     "collect_demos.py": ["--demos", "6"],
-    "train_action_vae.py": [*TRAIN, "--warm-start-steps", "6", "--teach-steps", "2", "--width", "16", "--layers", "1"],
+    "train_action_vae.py": [*TRAIN, "--warm-start-steps", "6", "--width", "16", "--layers", "1"],
     "distill_policy.py": [*TRAIN, "--width", "16", "--layers", "1"],
     "evaluate.py": ["--episodes", "2", "--ceiling-episodes", "2", "--videos", "0", "--max-steps", "16", "--slots", "2"],
     "benchmark.py": ["--steps", "1"],

@@ -35,7 +35,7 @@ STUDIES: dict[str, Variants] = {
         "eta-10": daps(trust_region="fixed", eta=10.0),
         "eta-100": daps(trust_region="fixed", eta=100.0),
     },
-    "ess-target": {f"ess-{target}": daps(ess_target=target) for target in (0.2, 0.33, 0.5, 0.75)},
+    "ess-target": {f"ess-{target}": daps(ess_target=target) for target in (0.3, 0.4, 0.5, 0.75)},
     "samples": {f"k-{k}": daps(k=k, ess_target=0.6) for k in (2, 4, 8, 16)},
     "beta": {
         "beta-.05-.01": daps(beta_start=0.05, beta_end=0.01),
@@ -44,7 +44,8 @@ STUDIES: dict[str, Variants] = {
         "beta-1-1": daps(beta_start=1.0, beta_end=1.0),
     },
     "encoder": {"autoregressive": daps(), "factorised": ("daps-na", {})},
-    "warm-start": {"warm": daps(), "scratch": daps(warm_start_steps=0, teach_steps=0)},
+    "warm-start": {"warm": daps(), "scratch": daps(warm_start_steps=0)},
+    "pathwise": {f"pathwise-{weight}": daps(pathwise=weight) for weight in (0.0, 0.3, 1.0, 3.0)},
 }
 """Each study's variants: label → estimator and settings."""
 
@@ -67,7 +68,7 @@ class Ablate:
     """Run an ablation.
 
     Attributes:
-        study: trust-region, ess-target, samples, beta, encoder or warm-start, on data; or gradient, the bias and the
+        study: trust-region, ess-target, samples, beta, encoder, warm-start or pathwise, on data; or gradient, the bias and the
             noise of each estimator's update against the exact gradient, on a toy.
         dataset: a name of the catalogue, a robomimic HDF5 file, or "mnist-10k".
         seeds: runs of each variant; one screens, three are for claims.
@@ -117,7 +118,7 @@ def gradient_study(config: Ablate) -> list[JSON]:
         exact = toy.exact_gradient(1.0)
         for label, (name, settings) in GRADIENT_ESTIMATORS.items():
             kind = ESTIMATORS[name]
-            given = {"beta_start": 1.0, "beta_end": 1.0, "warm_start_steps": 0, "teach_steps": 0, "temperature_end": 1.0}
+            given = {"beta_start": 1.0, "beta_end": 1.0, "warm_start_steps": 0, "temperature_end": 1.0}
             estimator = kind(toy, kind.configure(**{**given, **settings}), 1)
             torch.manual_seed(0)
             mean, square = torch.zeros_like(exact), torch.zeros_like(exact)

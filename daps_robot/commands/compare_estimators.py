@@ -51,7 +51,6 @@ class Budget:
         minutes: of training, of the equal-time read-out.
         batch_size: examples of a step.
         warm_start_steps: of estimators that have a warm start; they count.
-        teach_steps: the last of them.
         draws: of Gumbel-Rao estimators.
         ceiling_episodes: of the scripted expert through each tokenizer, after all training; 0 for none.
     """
@@ -60,16 +59,15 @@ class Budget:
     minutes: float
     batch_size: int
     warm_start_steps: int
-    teach_steps: int
     draws: int
     ceiling_episodes: int
 
 
 BUDGETS = {
-    "small": Budget(500, 0.6, 32, 250, 80, 10, 20),
-    "claim": Budget(2400, 3.0, 64, 1200, 300, 100, 50),
-    "mnist": Budget(3000, 0.0, 64, 500, 150, 100, 0),
-    "test": Budget(6, 0.0, 8, 3, 1, 2, 0),
+    "small": Budget(500, 0.6, 32, 250, 10, 20),
+    "claim": Budget(2400, 3.0, 64, 1200, 100, 50),
+    "mnist": Budget(3000, 0.0, 64, 1500, 100, 0),
+    "test": Budget(6, 0.0, 8, 3, 2, 0),
 }
 
 
@@ -218,7 +216,7 @@ def run_one(job: OneRun, folder: Path) -> JSON:
     """One run's columns."""
     budget, kind = job.budget, ESTIMATORS[job.estimator]
     tokenizer, train, valid, env_id = material(job)
-    given = {name: getattr(budget, name) for name in ("warm_start_steps", "teach_steps", "draws")}
+    given = {name: getattr(budget, name) for name in ("warm_start_steps", "draws")}
     if job.dataset == MNIST:
         given = {**preset("mnist").settings, **given}
     estimator = kind(tokenizer, kind.configure(**{**given, **job.overrides}), budget.steps)

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor, nn
 
 from daps_robot.errors import ConfigError
+from daps_robot.models.code_model import CodeModel
 from daps_robot.models.posteriors import make_posterior
 from daps_robot.models.tokenizer import Inputs, Tokenizer, TokenizerConfig
 from daps_robot.registry import Registry
@@ -94,8 +95,10 @@ class Estimator(nn.Module, ABC):
 
     def check_code_model(self) -> None:
         """Raises ConfigError where the tokenizer's posterior is no code model, for estimators that train one."""
-        if self.tokenizer.config.posterior is not None:
-            raise ConfigError(f"{type(self).__name__} trains a code model q(z|x): leave the tokenizer's posterior unset")
+        if not isinstance(self.tokenizer.posterior, CodeModel):
+            raise ConfigError(
+                f"{type(self).__name__} trains a code model q(z|x): leave the tokenizer's posterior unset, or a lattice"
+            )
 
     def settle(self, steps: int) -> None:
         """Bring the tokenizer into the state in which it is used; called after `steps` steps, before each evaluation."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -22,7 +22,8 @@ from daps_robot.errors import ConfigError
 from daps_robot.estimators.base import ESTIMATORS, EstimatorConfig, Loss, anneal
 from daps_robot.estimators.score import Metrics, ScoreConfig, ScoreEstimator
 from daps_robot.estimators.warm_start import WarmStart
-from daps_robot.models.tokenizer import Inputs, Tokenizer
+from daps_robot.models.posteriors import PosteriorConfig
+from daps_robot.models.tokenizer import Inputs, Tokenizer, TokenizerConfig
 
 
 def daps_weights(r: Float[Tensor, "b k"], log_q: Float[Tensor, "b k"], eta: float | Tensor, beta: float) -> Float[Tensor, "b k"]:
@@ -104,19 +105,22 @@ class DAPSConfig(ScoreConfig):
         eta_max: upper bound of a solved η.
         eta_lr: learning rate of log η where learned.
         centred: weights w − 1/K in place of w (see `centre`).
+        pathwise: weight of the pathwise term, in which the decoder says how the reward changes, to first order, from a code to
+            its neighbours (see `score.encoder_update`); tempered by η + β, as the weights are. Only after a warm start, which
+            makes neighbours of codes that decode alike: between codes far apart it misleads. 0 leaves it out.
         warm_start_steps: steps of the quantiser phase before DAPS; 0 starts from scratch. β falls over the DAPS steps.
-        teach_steps: the last of them, in which only the code model learns, from a quantiser that no longer moves.
     """
 
-    ess_target: float = 0.33
+    k: int = 4
+    ess_target: float = 0.5
     trust_region: Literal["solved", "solved-per-input", "learned", "fixed"] = "solved"
     eta: float = 100.0
     eta_min: float = 0.1
     eta_max: float = 1e6
     eta_lr: float = 1e-3
     centred: bool = True
+    pathwise: float = 1.0
     warm_start_steps: int = 1000
-    teach_steps: int = 300
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -125,8 +129,10 @@ class DAPSConfig(ScoreConfig):
             raise ConfigError("the bounds of η must be positive, the lower below the upper, and η at least 0")
         if self.trust_region == "learned" and (self.eta == 0 or not self.eta_lr > 0):
             raise ConfigError("a learned η starts above 0 and has a positive learning rate")
-        if not 0 <= self.teach_steps <= self.warm_start_steps:
-            raise ConfigError(f"{self.teach_steps} teaching steps do not fit a warm start of {self.warm_start_steps}")
+        if not 0 <= self.pathwise < math.inf:
+            raise ConfigError(f"pathwise {self.pathwise}: a weight is at least 0, and 0 leaves the term out")
+        if self.warm_start_steps < 0:
+            raise ConfigError(f"a warm start of {self.warm_start_steps} steps: 0 is the fewest, and starts from scratch")
 
 
 @ESTIMATORS.register("daps")
@@ -142,12 +148,16 @@ class DAPS(ScoreEstimator):
             self.log_eta = nn.Parameter(torch.tensor(math.log(config.eta)))
             self.learning_rates = {"log_eta": config.eta_lr}
         self.first_step = config.warm_start_steps
-        self.warm_start = WarmStart(tokenizer, self.first_step, config.teach_steps) if self.first_step else None
+        self.warm_start = WarmStart(tokenizer) if self.first_step else None
         if self.first_step >= total_steps:
             raise ConfigError(
                 f"a warm start of {self.first_step} steps leaves nothing of {total_steps} for DAPS: "
                 "lower --warm-start-steps (0 starts from scratch) or raise --max-steps"
             )
+
+    @classmethod
+    def tokenizer_config(cls, config: TokenizerConfig) -> TokenizerConfig:
+        return super().tokenizer_config(replace(config, posterior=PosteriorConfig("lattice")))
 
     def beta(self, step: int) -> float:
         after = max(step - self.first_step, 0)
@@ -155,20 +165,19 @@ class DAPS(ScoreEstimator):
 
     def loss(self, inputs: Inputs, step: int) -> Loss:
         if self.warm_start is not None and step < self.first_step:
-            return self.warm_start.loss(inputs, step)
-        if self.warm_start is not None and step == self.first_step:
-            self.warm_start.hand_over()
+            return self.warm_start.loss(inputs)
         return super().loss(inputs, step)
-
-    def settle(self, steps: int) -> None:
-        if self.warm_start is not None and steps <= self.first_step:
-            self.warm_start.hand_over()
 
     def coefficients(self, r: Tensor, log_q: Tensor, beta: float) -> tuple[Tensor, Metrics]:
         eta, clamped = self._eta(r, log_q, beta)
         weights = daps_weights(r, log_q, eta, beta)
         metrics = {"ess": effective_sample_size(weights).mean(), "eta": eta.mean(), "eta_clamped": clamped.mean()}
         return centre(weights) if self.config.centred else weights, metrics
+
+    def pathwise_weight(self, metrics: Metrics, beta: float) -> Tensor | None:
+        if self.warm_start is None or not self.config.pathwise:
+            return None
+        return self.config.pathwise / (metrics["eta"] + beta)
 
     def own_loss(self, r: Tensor, log_q: Tensor, beta: float) -> Tensor:
         if self.config.trust_region != "learned":
@@ -236,9 +245,13 @@ class PublishedDAPS(DAPS):
 
     config_type = PublishedDAPSConfig
 
+    @classmethod
+    def tokenizer_config(cls, config: TokenizerConfig) -> TokenizerConfig:
+        return config
+
     def __init__(self, tokenizer: Tokenizer, config: PublishedDAPSConfig, total_steps: int) -> None:
         published = DAPSConfig(
-            **vars(config), trust_region="learned", eta=100.0, eta_lr=1e-3, centred=False, warm_start_steps=0, teach_steps=0
+            **vars(config), trust_region="learned", eta=100.0, eta_lr=1e-3, centred=False, pathwise=0.0, warm_start_steps=0
         )
         super().__init__(tokenizer, published, total_steps)
 

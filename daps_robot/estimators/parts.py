@@ -7,7 +7,7 @@ which holds for both updates of DAPS: the decoder's is not weighted, and the wei
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Int
@@ -26,10 +26,19 @@ def part_size_for(codes: Int[Tensor, "b k l"]) -> int:
     return len(codes) if codes.is_cuda else max(1, PART_ROWS // codes[0].numel())
 
 
+class PartsLoss(NamedTuple):
+    """Attributes: loss, the mean of a batch; kept, the values of all its examples, in order; gradients, of the loss with
+    respect to each of `tensors` (None where it is independent of one, or no gradient is taken)."""
+
+    loss: Tensor
+    kept: Tensor
+    gradients: tuple[Tensor | None, ...]
+
+
 def loss_by_parts(
     loss_of: PartLoss, examples: int, part_size: int, parameters: Sequence[Tensor], tensors: Sequence[Tensor] = ()
-) -> tuple[Tensor, Tensor]:
-    """The mean loss of a batch and the kept values of all its examples, in order.
+) -> PartsLoss:
+    """A batch's loss, computed and differentiated part by part.
 
     Args:
         loss_of: called with a slice of the examples, and `tensors` cut to it.
@@ -40,13 +49,17 @@ def loss_by_parts(
     """
     inputs = [*tensors, *parameters]
     if not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in inputs):
-        return loss_of(slice(0, examples), *tensors)  # no gradient to take; whatever is frozen comes whole
-    return cast(tuple[Tensor, Tensor], _LossByParts.apply(loss_of, examples, part_size, len(tensors), *inputs))
+        # no gradient to take; whatever is frozen comes whole
+        return PartsLoss(*loss_of(slice(0, examples), *tensors), (None,) * len(tensors))
+    loss, kept, *gradients = _LossByParts.apply(loss_of, examples, part_size, len(tensors), *inputs)
+    return PartsLoss(loss, kept, tuple(gradients))
 
 
 class _LossByParts(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, loss_of: PartLoss, examples: int, part_size: int, split: int, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, loss_of: PartLoss, examples: int, part_size: int, split: int, *inputs: Tensor
+    ) -> tuple[Tensor | None, ...]:
         tensors, parameters = inputs[:split], inputs[split:]
         total, kept = torch.zeros((), device=inputs[-1].device), []
         of_tensors: list[list[Tensor]] = [[] for _ in tensors]
@@ -68,11 +81,11 @@ class _LossByParts(torch.autograd.Function):
             total += share * loss.detach()
             kept.append(values.detach())
         ctx.gradients = [torch.cat(parts) if parts else None for parts in of_tensors] + of_parameters
-        values = torch.cat(kept)
-        ctx.mark_non_differentiable(values)
-        return total, values
+        values, seen = torch.cat(kept), ctx.gradients[:split]
+        ctx.mark_non_differentiable(values, *(gradient for gradient in seen if gradient is not None))
+        return total, values, *seen
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, of_loss: Tensor, of_values: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, of_loss: Tensor, *of_others: Tensor) -> tuple[Tensor | None, ...]:
         return (None, None, None, None, *(None if g is None else g * of_loss for g in ctx.gradients))

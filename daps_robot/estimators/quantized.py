@@ -10,7 +10,8 @@ from torch import Tensor
 
 from daps_robot.errors import ConfigError
 from daps_robot.estimators.base import ESTIMATORS, Estimator, EstimatorConfig, Loss, as_large
-from daps_robot.models.posteriors import VQ, PosteriorConfig, QuantizedPosterior
+from daps_robot.models.posteriors import PosteriorConfig, QuantizedPosterior
+from daps_robot.models.quantizers import VQ
 from daps_robot.models.tokenizer import Inputs, Tokenizer, TokenizerConfig
 
 

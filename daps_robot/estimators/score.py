@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -65,6 +65,10 @@ class ScoreEstimator(Estimator):
         """The loss of parameters of the estimator's own."""
         return torch.zeros((), device=r.device)
 
+    def pathwise_weight(self, metrics: Metrics, beta: float) -> Tensor | None:
+        """The weight of the pathwise term (see `encoder_update`), given what `coefficients` logs; None leaves it out."""
+        return None
+
     def loss(self, inputs: Inputs, step: int) -> Loss:
         tokenizer, config, beta = self.tokenizer, self.config, self.beta(step)
         posterior = tokenizer.posterior
@@ -74,10 +78,12 @@ class ScoreEstimator(Estimator):
         uniforms = torch.rand(len(inputs.x), config.k, posterior.config.positions, device=inputs.x.device)
         z = sample(posterior, memory, uniforms)
         part = config.part_size or part_size_for(z.codes)
-        decoder_loss, r = decoder_update(tokenizer, z.codes, inputs, part)
+        decoder_loss, r, slopes = decoder_update(tokenizer, z.codes, inputs, part)
         with torch.no_grad():
             coefficients, metrics = self.coefficients(r, z.log_prob, beta)
-        loss = decoder_loss + encoder_update(posterior, coefficients, z.codes, memory, part)
+            weight = self.pathwise_weight(metrics, beta)
+        pathwise = None if weight is None else Pathwise(weight * slopes, tokenizer.embedding.weight.detach())
+        loss = decoder_loss + encoder_update(posterior, coefficients, z.codes, memory, part, pathwise)
         loss = loss + self.own_loss(r, z.log_prob, beta)
         metrics |= {
             "elbo_beta": (r - beta * (z.log_prob + posterior.config.bits * math.log(2))).mean(),
@@ -95,27 +101,55 @@ def encoder_loss(coefficients: Float[Tensor, "b k"], log_q: Float[Tensor, "b k"]
     return -(coefficients * log_q).sum(-1).mean()
 
 
-def decoder_update(tokenizer: Tokenizer, codes: Tensor, inputs: Inputs, part_size: int) -> tuple[Tensor, Tensor]:
-    """−mean r with gradient, and r (b k)."""
+def decoder_update(tokenizer: Tokenizer, codes: Tensor, inputs: Inputs, part_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """−mean r with gradient, r (b k), and the slopes of r: its gradient with respect to the embedded codes (b k l d)."""
+    embedded = tokenizer.embedding(codes)
+    if not embedded.requires_grad:
+        embedded.requires_grad_()  # a frozen table: the slopes are wanted all the same
 
-    def loss_of(part: slice) -> tuple[Tensor, Tensor]:
-        r = tokenizer.log_likelihood(codes[part], inputs.part(part))
+    def loss_of(part: slice, embedded: Tensor) -> tuple[Tensor, Tensor]:
+        r = tokenizer.embedded_log_likelihood(embedded, inputs.part(part))
         return -r.mean(), r
 
-    parameters = [*tokenizer.embedding.parameters(), *tokenizer.decoder.parameters(), *tokenizer.likelihood.parameters()]
-    return loss_by_parts(loss_of, len(codes), part_size, parameters)
+    parameters = [*tokenizer.decoder.parameters(), *tokenizer.likelihood.parameters()]
+    loss, r, gradients = loss_by_parts(loss_of, len(codes), part_size, parameters, [embedded])
+    slopes = torch.zeros_like(embedded) if gradients[0] is None else -r.numel() * gradients[0]
+    return loss, r, slopes
 
 
-def encoder_update(posterior: CodeModel, coefficients: Tensor, codes: Tensor, memory: Memory, part_size: int) -> Tensor:
-    """The encoder's loss: a teacher-forced pass gives ℓ its gradient."""
+class Pathwise(NamedTuple):
+    """What the reward of other codes would be, to first order.
+
+    Attributes:
+        slopes: gradient of the reward with respect to the embedded codes.
+        table: of all embeddings.
+    """
+
+    slopes: Float[Tensor, "b k l d"]
+    table: Float[Tensor, "v d"]
+
+
+def encoder_update(
+    posterior: CodeModel, coefficients: Tensor, codes: Tensor, memory: Memory, part_size: int, pathwise: Pathwise | None = None
+) -> Tensor:
+    """The encoder's loss: a teacher-forced pass gives ℓ its gradient.
+
+    The pathwise term adds −mean_{b,k} Σ_i Σ_c q(c | z_<i, x)·e_c·s_i: the expected reward, linear in the embedding of each
+    code in turn around the sample, with slopes s_i from the decoder. It asks for no further sample and, as nothing flows
+    through the drawing, no sequential pass; it knows nothing of how a code changes those after it.
+    """
 
     def loss_of(part: slice, *memory: Tensor) -> tuple[Tensor, Tensor]:
-        keys, values = memory[::2], memory[1::2]
-        log_q = posterior.log_prob(list(zip(keys, values, strict=True)), codes[part]).sum(-1)
-        return encoder_loss(coefficients[part], log_q), log_q
+        keys_values = list(zip(memory[::2], memory[1::2], strict=True))
+        if pathwise is None:
+            log_q = posterior.log_prob(keys_values, codes[part]).sum(-1)
+            return encoder_loss(coefficients[part], log_q), log_q
+        rewards = (pathwise.slopes[part] @ pathwise.table.T).float()
+        log_q, expected = posterior.log_prob_and_expectation(keys_values, codes[part], rewards)
+        return encoder_loss(coefficients[part], log_q.sum(-1)) - expected.sum(-1).mean(), log_q
 
-    keys_values = [tensor for layer in memory for tensor in layer]
-    return loss_by_parts(loss_of, len(codes), part_size, list(posterior.parameters()), keys_values)[0]
+    tensors = [tensor for layer in memory for tensor in layer]
+    return loss_by_parts(loss_of, len(codes), part_size, list(posterior.parameters()), tensors).loss
 
 
 def distinct_samples(codes: Tensor) -> Float[Tensor, ""]:

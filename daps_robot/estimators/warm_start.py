@@ -1,9 +1,9 @@
-"""The warm start of DAPS: a quantiser trains front end and decoder while the code model learns its codes.
+"""The warm start of DAPS: the code model's most likely codes, trained as a quantiser's.
 
-From scratch DAPS spends most of its time finding any useful code at all. An FSQ quantiser on the same front end and decoder
-finds one in seconds by straight-through gradients; meanwhile the autoregressive posterior is taught the quantiser's codes by
-maximum likelihood. Then every code's embedding is set to what the quantiser made of it, so that the decoder goes on exactly
-as it was, the quantiser is left behind, and DAPS improves both from there.
+From scratch DAPS spends most of its time finding any useful code at all. A code model with a `LatticeHead` is an FSQ quantiser
+that also says how likely the neighbours of its code are. So straight-through gradients train it as a quantiser first, fast, as
+if no code depended on those before it; every code's embedding follows what the quantiser makes of it. At any step it then is a
+posterior that DAPS can improve: there is nothing to hand over.
 """
 
 from __future__ import annotations
@@ -11,41 +11,44 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from daps_robot.errors import ConfigError
 from daps_robot.estimators.base import Loss
-from daps_robot.models.code_model import CodeModel
-from daps_robot.models.posteriors import QuantizedPosterior
+from daps_robot.models.code_model import CodeModel, LatticeHead
 from daps_robot.models.tokenizer import Inputs, Tokenizer
 
 
 class WarmStart(nn.Module):
-    """Losses of the quantiser phase, and the hand-over at its end."""
+    """The loss of the quantiser phase."""
 
-    def __init__(self, tokenizer: Tokenizer, steps: int, teach_steps: int) -> None:
-        """`steps` in all, the last `teach_steps` of which train the code model alone."""
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        """Raises ConfigError where the tokenizer's codes do not lie on a lattice."""
         super().__init__()
-        self.tokenizer = [tokenizer]  # not a submodule: the estimator holds it already
-        self.teach_from = steps - teach_steps
-        self.quantizer = QuantizedPosterior(tokenizer.config.codes, "fsq")
-
-    def loss(self, inputs: Inputs, step: int) -> Loss:
-        tokenizer = self.tokenizer[0]
         posterior = tokenizer.posterior
-        assert isinstance(posterior, CodeModel)
-        teaching_only = step >= self.teach_from
-        with torch.set_grad_enabled(not teaching_only):
-            memory = tokenizer.front_end(inputs.x)
-            embedded, codes = self.quantizer.quantize(self.quantizer.prepare(memory))
-        student_memory = posterior.prepare(memory.detach())
-        nll = -posterior.log_prob(student_memory, codes[:, None]).sum(-1).mean()
-        metrics = {"student_nll": nll.detach()}
-        loss = nll
-        if not teaching_only:
-            params = tokenizer.decoder_params(embedded[:, None], inputs)
-            reconstruction = -tokenizer.likelihood.log_prob(params, inputs.x, inputs.mask).mean()
-            metrics["reconstruction"] = reconstruction.detach()
-            loss = loss + reconstruction
-        return Loss(loss, metrics)
+        if not isinstance(posterior, CodeModel) or not isinstance(posterior.head, LatticeHead):
+            raise ConfigError(
+                "a warm start trains a lattice posterior: build the tokenizer from the estimator's tokenizer_config, or set "
+                "warm_start_steps to 0"
+            )
+        self.parts = (tokenizer, posterior, posterior.head)  # not submodules: the estimator holds them already
+        self.project_out = nn.Linear(len(posterior.head.fsq.levels), posterior.config.transformer.width)
+        if posterior.config.autoregressive:
+            nn.init.zeros_(posterior.trunk.embedding.weight)  # no code depends on those before it yet
 
-    def hand_over(self) -> None:
-        """Set every code's embedding to the quantiser's, so that a lookup decodes as the quantiser did."""
-        self.quantizer.write_table(self.tokenizer[0].embedding)
+    def loss(self, inputs: Inputs) -> Loss:
+        tokenizer, posterior, head = self.parts
+        values, _ = head.quantize(posterior.trunk.all_positions(tokenizer.prepare(inputs)))
+        params = tokenizer.decoder_params(self.project_out(values)[:, None], inputs)
+        reconstruction = -tokenizer.likelihood.log_prob(params, inputs.x, inputs.mask).mean()
+        self.embed_codes()
+        return Loss(reconstruction, {"reconstruction": reconstruction.detach()})
+
+    @torch.no_grad()
+    def embed_codes(self) -> None:
+        """Embed every code of the grid as the quantiser does, in float32: a lookup then decodes as it did.
+
+        At every step, so that a moving average of the weights averages this too.
+        """
+        tokenizer, _, head = self.parts
+        with torch.autocast(head.grid.device.type, enabled=False):
+            table = self.project_out(head.fsq.codebook())
+        tokenizer.embedding.weight[: len(table)] = table

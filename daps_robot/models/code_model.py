@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from einops import repeat
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from daps_robot.errors import ConfigError
 from daps_robot.models.blocks import Cache, DecoderBlock, GrowingCache, TransformerConfig, sinusoidal_positions
+from daps_robot.models.quantizers import FSQ, Quantized
 
 Memory = list[tuple[Tensor, Tensor]]
 """Cross-attention keys and values (b heads m d_head) of every layer."""
@@ -77,10 +79,12 @@ class CodeTrunk(nn.Module):
         return [block.cross.memory(memory) for block in self._blocks()]
 
     def all_positions(self, memory: Memory) -> Float[Tensor, "b l d"]:
-        """Every position of a factorised model in one pass."""
-        x: Tensor = repeat(self.queries + self.positions, "l d -> b l d", b=len(memory[0][0]))
+        """Every position in one pass; in an autoregressive model, as if every code embedded to zero."""
+        causal = self.config.autoregressive
+        start = F.pad(self.bos[None], (0, 0, 0, self.config.positions - 1)) if causal else self.queries
+        x: Tensor = repeat(start + self.positions, "l d -> b l d", b=len(memory[0][0]))
         for block, keys_values in zip(self._blocks(), memory, strict=True):
-            x = block(x, keys_values, k=None)
+            x = block(x, keys_values, k=1 if causal else None)
         return self.norm(x)
 
     def teacher_forced(
@@ -139,14 +143,51 @@ class EmbeddingHead(nn.Module):
         return (self.query(hidden) * self.scale) @ self.vectors.T + self.bias
 
 
+class LatticeHead(nn.Module):
+    """Logits −‖y − g_j‖²/τ of codes that lie on the grid of an FSQ quantiser, g_j, plus a linear map that starts at zero.
+
+    y is a bounded projection of the trunk's output. The most likely code is then what FSQ makes of y, and its neighbours on the
+    grid are the next most likely: a distribution that knows which codes are alike. The linear map takes it from there.
+    Codes that the grid does not have start out all but impossible.
+    """
+
+    grid: Tensor
+
+    def __init__(self, width: int, vocabulary: int, levels: tuple[int, ...]) -> None:
+        super().__init__()
+        self.fsq = FSQ(levels)
+        spare = vocabulary - self.fsq.codebook_size
+        grid = self.fsq.codebook() * self.fsq.half_width
+        self.register_buffer("grid", F.pad(grid, (0, 0, 0, spare)), persistent=False)
+        self.project_in = nn.Linear(width, len(levels))
+        self.linear = nn.Linear(width, vocabulary)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+        nn.init.constant_(self.linear.bias[len(grid) :], -30.0)
+        self.log_precision = nn.Parameter(torch.tensor(math.log(2.0)))  # 1/τ
+
+    def quantize(self, hidden: Float[Tensor, "... d"]) -> Quantized:
+        """What FSQ makes of the projection: grid values with a straight-through gradient, and codes."""
+        return cast(Quantized, self.fsq(self.project_in(hidden)))
+
+    def forward(self, hidden: Float[Tensor, "... d"]) -> Float[Tensor, "... v"]:
+        y = self.fsq.bound(self.project_in(hidden))
+        precision = self.log_precision.exp()
+        # −‖y − g‖² = 2 y·g − ‖g‖² up to a constant: one product with the linear map's, as the logits dominate a step
+        weight = torch.cat([self.linear.weight, 2 * precision * self.grid], dim=1)
+        bias = self.linear.bias - precision * self.grid.square().sum(-1)
+        return F.linear(torch.cat([hidden, y.to(hidden.dtype)], dim=-1), weight, bias)
+
+
 class CodeModel(nn.Module):
     """p(z | memory) over sequences of l codes with values 0..v-1. Draw from it with `daps_robot.models.sampling`."""
 
-    def __init__(self, config: CodeModelConfig) -> None:
+    def __init__(self, config: CodeModelConfig, head: nn.Module | None = None) -> None:
+        """`head` maps the trunk's outputs to logits; None, linearly."""
         super().__init__()
         self.config = config
         self.trunk = CodeTrunk(config)
-        self.head: nn.Module = nn.Linear(config.transformer.width, config.vocabulary)
+        self.head = head or nn.Linear(config.transformer.width, config.vocabulary)
 
     def prepare(self, memory: Float[Tensor, "b m d"]) -> Memory:
         """See `CodeTrunk.prepare`: done once for an input, whatever is then drawn or scored."""
@@ -173,6 +214,21 @@ class CodeModel(nn.Module):
         of_later = code_log_prob(self.head(later).float(), codes[..., 1:])
         return torch.cat([of_first[..., None], of_later], dim=-1)
 
+    def log_prob_and_expectation(
+        self, memory: Memory, codes: Int[Tensor, "b k l"], values: Float[Tensor, "b k l v"]
+    ) -> tuple[Float[Tensor, "b k l"], Float[Tensor, "b k l"]]:
+        """`log_prob`, and the expected value at every position given the codes before: Σ_c p(c | z_<i, memory)·values_i(c)."""
+        k = codes.shape[1]
+        if not self.config.autoregressive:
+            logits = self.factorised_logits(memory)[:, None].expand(-1, k, -1, -1)
+            return code_log_prob_and_expectation(logits, codes, values)
+        first, later = self.trunk.teacher_forced(memory, codes)
+        logits = self.head(first).float().expand(-1, k, -1)
+        of_first = code_log_prob_and_expectation(logits, codes[..., 0], values[..., 0, :])
+        of_later = code_log_prob_and_expectation(self.head(later).float(), codes[..., 1:], values[..., 1:, :])
+        log_prob, expectation = (torch.cat([a[..., None], b], dim=-1) for a, b in zip(of_first, of_later, strict=True))
+        return log_prob, expectation
+
 
 def code_log_prob(logits: Float[Tensor, "*b v"], codes: Int[Tensor, "*b"]) -> Float[Tensor, "*b"]:
     """log softmax(logits)[codes] in nats."""
@@ -194,3 +250,29 @@ class _CodeLogProb(torch.autograd.Function):
         log_probs, codes = ctx.saved_tensors
         of_logits = log_probs.exp().mul_(-gradient[..., None])
         return of_logits.scatter_add_(-1, codes[..., None], gradient[..., None]), None
+
+
+def code_log_prob_and_expectation(
+    logits: Float[Tensor, "*b v"], codes: Int[Tensor, "*b"], values: Float[Tensor, "*b v"]
+) -> tuple[Float[Tensor, "*b"], Float[Tensor, "*b"]]:
+    """log softmax(logits)[codes] in nats, and Σ_c softmax(logits)_c·values_c; no gradient reaches the values."""
+    return cast("tuple[Tensor, Tensor]", _CodeLogProbAndExpectation.apply(logits, codes, values))
+
+
+class _CodeLogProbAndExpectation(torch.autograd.Function):
+    """As `_CodeLogProb`, for both at once."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, codes: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        log_probs = logits.log_softmax(-1)
+        probs = log_probs.exp()
+        expectation = torch.linalg.vecdot(probs, values)
+        ctx.save_for_backward(probs, codes, values, expectation)
+        return log_probs.gather(-1, codes[..., None])[..., 0], expectation
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_log_prob: Tensor, of_expectation: Tensor) -> tuple[Tensor, None, None]:
+        probs, codes, values, expectation = ctx.saved_tensors
+        of_logits = (values - expectation[..., None]).mul_(of_expectation[..., None]).sub_(of_log_prob[..., None]).mul_(probs)
+        return of_logits.scatter_add_(-1, codes[..., None], of_log_prob[..., None]), None, None

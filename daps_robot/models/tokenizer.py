@@ -170,8 +170,11 @@ class Tokenizer(nn.Module):
 
     def log_likelihood(self, codes: Int[Tensor, "b k l"], inputs: Inputs) -> Float[Tensor, "b k"]:
         """log p(x|z_k) in nats (of the normalised data)."""
-        params = self.decoder_params(self.embedding(codes), inputs)
-        return self.likelihood.log_prob(params, inputs.x, inputs.mask)
+        return self.embedded_log_likelihood(self.embedding(codes), inputs)
+
+    def embedded_log_likelihood(self, embedded: Float[Tensor, "b k l d"], inputs: Inputs) -> Float[Tensor, "b k"]:
+        """As `log_likelihood`, from embedded codes."""
+        return self.likelihood.log_prob(self.decoder_params(embedded, inputs), inputs.x, inputs.mask)
 
     # -- in the data's own units -----------------------------------------------------------------------------------------
 

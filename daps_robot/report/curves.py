@@ -114,35 +114,22 @@ def _how_it_searches(metrics: Metrics, k: int | None, ess_target: float | None) 
             "How much undecidedness is rewarded; falls by plan. Good: a straight line.",
             {"train": metrics.series("train", "beta"), "log": True},
         ),
-        Panel(
-            "Learning the warm start's codes",
-            "nats per chunk",
-            "How surprised the encoder is by the codes of the quantiser that teaches it. Good: low when the warm start ends.",
-            {"train": metrics.series("train", "student_nll"), "limits": (0.0, None)},
-        ),
     ]
 
 
 def phases(metrics: Metrics) -> plots.Phases:
-    """Where the warm start ended, by what was logged in it."""
-    student, built = (metrics.series("train", name) for name in ("student_nll", "reconstruction"))
-    if not student.size:
-        return plots.Phases(last=metrics.last_step)
-    in_warm_start = np.isfinite(student[1])
-    end = int(student[0][in_warm_start][-1])
-    both = in_warm_start & np.isfinite(built[1]) if built.size else np.zeros_like(in_warm_start)
-    teach = int(student[0][both][-1]) if both.any() else 0
-    return plots.Phases(end, teach if teach < end else 0, metrics.last_step)
+    """Where the warm start ended: it logs no ELBO yet."""
+    steps, elbo = metrics.series("train", "elbo_beta")
+    early = steps[np.isnan(elbo)]
+    return plots.Phases(int(early[-1]) if early.size else 0, metrics.last_step)
 
 
 def _phase_text(phases: plots.Phases) -> str:
     if not phases.end:
-        return "Trained by DAPS from its first step: there was no warm start."
-    teach = f" (after the dotted line, at step {phases.teach}, the codes no longer move and only the encoder learns)"
+        return "Trained without a warm start."
     return (
-        f"Up to step {phases.end} (shaded) a quantiser finds first codes and the encoder learns "
-        f"them{teach if phases.teach else ''}; from there DAPS improves both: it samples several codes for a chunk, sees which "
-        "rebuild it best, and makes those likelier."
+        f"Up to step {phases.end} (shaded) the encoder trains as a quantiser, which finds first codes; from there DAPS improves "
+        "them: it samples several codes for a chunk, sees which rebuild it best, and makes those likelier."
     )
 
 

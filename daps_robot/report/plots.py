@@ -27,12 +27,10 @@ class Phases:
 
     Attributes:
         end: last logged step of the warm start.
-        teach: last logged step before the code model alone learned; 0 if it never did.
         last: last step of the training.
     """
 
     end: int = 0
-    teach: int = 0
     last: int = 0
 
 
@@ -112,8 +110,6 @@ def _headroom(ax: Axes) -> None:
 
 def _shade(ax: Axes, palette: Palette, phases: Phases) -> None:
     ax.axvspan(0, phases.end, color=palette.pale, linewidth=0, zorder=0)
-    if phases.teach:
-        ax.axvline(phases.teach, color=palette.muted, linewidth=0.7, linestyle=(0, (1, 2)))
     ax.annotate(
         "warm start",
         (phases.end / 2, 1),

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from tiny import make_tokenizer, tokenizer_config
+from tiny import tokenizer_config
 
 from daps_robot.errors import ConfigError
 from daps_robot.estimators import ESTIMATORS, DAPSConfig
@@ -13,7 +13,7 @@ from daps_robot.models.posteriors import PosteriorConfig
 from daps_robot.models.sampling import sample
 from daps_robot.models.tokenizer import Tokenizer, TokenizerConfig
 
-SCRATCH = {"k": 4, "warm_start_steps": 0, "teach_steps": 0}
+SCRATCH = {"k": 4, "warm_start_steps": 0}
 regions = pytest.mark.parametrize("trust_region", ["solved", "solved-per-input", "learned", "fixed"])
 
 
@@ -23,7 +23,7 @@ def seed():
 
 
 def make(name="daps", total_steps=100, **settings):
-    tokenizer = make_tokenizer()
+    tokenizer = Tokenizer(ESTIMATORS[name].tokenizer_config(tokenizer_config())).eval()
     estimator = ESTIMATORS[name](tokenizer, ESTIMATORS[name].configure(**{**SCRATCH, **settings}), total_steps)
     mask = torch.arange(8) < torch.tensor([8, 8, 6, 3, 8, 1])[:, None]
     return tokenizer, estimator, tokenizer.inputs(torch.randn(6, 8, 3), mask)
@@ -106,7 +106,7 @@ def test_training_improves_the_elbo():
 
 
 def test_the_published_mode_is_fixed():
-    settings = {"trust_region": "solved", "eta": 3.0, "eta_lr": 1.0, "centred": True, "warm_start_steps": 5, "teach_steps": 1}
+    settings = {"trust_region": "solved", "eta": 3.0, "eta_lr": 1.0, "centred": True, "warm_start_steps": 5}
     _, estimator, _ = make("daps-published", **settings)
     config = estimator.config
     assert (config.trust_region, config.eta, config.eta_lr, config.centred) == ("learned", 100.0, 1e-3, False)
@@ -117,7 +117,7 @@ def test_the_published_mode_is_fixed():
 
 
 def test_beta_falls_over_the_steps_after_the_warm_start():
-    _, estimator, _ = make(total_steps=110, warm_start_steps=10, teach_steps=3, beta_start=0.5, beta_end=0.02)
+    _, estimator, _ = make(total_steps=110, warm_start_steps=10, beta_start=0.5, beta_end=0.02)
     assert estimator.beta(0) == estimator.beta(10) == 0.5
     assert estimator.beta(60) == pytest.approx(math.sqrt(0.5 * 0.02))
     assert estimator.beta(110) == pytest.approx(0.02)
@@ -126,82 +126,90 @@ def test_beta_falls_over_the_steps_after_the_warm_start():
 # -- the warm start --------------------------------------------------------------------------------------------------------
 
 
-def test_the_quantiser_trains_everything_then_only_the_code_model_learns():
-    tokenizer, estimator, inputs = make(warm_start_steps=10, teach_steps=4)
-    quantizer = estimator.warm_start.quantizer
+def quantised(tokenizer, inputs):
+    """The codes and the reconstruction of the quantiser that a lattice posterior is in its warm start."""
+    posterior = tokenizer.posterior
+    return posterior.head.quantize(posterior.trunk.all_positions(tokenizer.prepare(inputs)))
+
+
+def test_the_warm_start_trains_all_but_what_daps_adds():
+    """The code embeddings follow the quantiser, and nothing else depends on codes yet."""
+    tokenizer, estimator, inputs = make(warm_start_steps=10)
     estimator.loss(inputs, 5).value.backward()
-    for module in (quantizer, tokenizer.front_end, tokenizer.decoder, tokenizer.posterior):
-        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in module.parameters())
-    estimator.zero_grad(set_to_none=True)
-    estimator.loss(inputs, 6).value.backward()
-    for module in (quantizer, tokenizer.front_end, tokenizer.decoder):
-        assert all(p.grad is None for p in module.parameters())
-    assert all(p.grad is not None for p in tokenizer.posterior.parameters())
+    untouched = {name for name, p in tokenizer.named_parameters() if p.grad is None}
+    head = {f"posterior.head.{name}" for name in ("linear.weight", "linear.bias", "log_precision")}
+    assert untouched == {"embedding.weight", "posterior.trunk.embedding.weight", *head}
+    assert all(p.grad.abs().sum() > 0 for p in estimator.warm_start.project_out.parameters())
 
 
-def test_the_code_model_teaches_nothing_to_the_front_end():
-    """In the quantiser phase the front end follows the reconstruction alone."""
-    tokenizer, estimator, inputs = make(warm_start_steps=10, teach_steps=4)
-    estimator.loss(inputs, 5).value.backward()
-    found = [p.grad.clone() for p in tokenizer.front_end.parameters()]
-    with torch.no_grad():
-        tokenizer.posterior.head.weight *= 100
-    estimator.zero_grad(set_to_none=True)
-    estimator.loss(inputs, 5).value.backward()
-    for before, parameter in zip(found, tokenizer.front_end.parameters(), strict=True):
-        torch.testing.assert_close(parameter.grad, before)
-
-
-def warm(steps=40):
-    tokenizer, estimator, inputs = make(total_steps=200, warm_start_steps=steps, teach_steps=10)
+def warm(steps=40, name="daps", **settings):
+    tokenizer, estimator, inputs = make(name, total_steps=200, warm_start_steps=steps, **settings)
     optimizer = torch.optim.Adam(estimator.parameters(), lr=3e-3)
     for step in range(steps):
         loss = estimator.loss(inputs, step)
         optimizer.zero_grad()
         loss.value.backward()
         optimizer.step()
+    estimator.loss(inputs, steps - 1)  # the embeddings follow the last update
     return tokenizer, estimator, inputs
 
 
-def test_hand_over_changes_no_reconstruction():
-    """The first DAPS step finds every code embedded as the quantiser, now done, embedded it."""
-    tokenizer, estimator, inputs = warm()
-    estimator.loss(inputs, 40)
-    quantizer = estimator.warm_start.quantizer
+@pytest.mark.parametrize("name", ["daps", "daps-na"])
+def test_there_is_nothing_to_hand_over(name):
+    """After the warm start the most likely codes are the quantiser's, and a lookup decodes them as it did."""
+    tokenizer, estimator, inputs = warm(name=name)
     with torch.no_grad():
-        embedded, codes = quantizer.quantize(quantizer.prepare(tokenizer.front_end(inputs.x)))
-        by_quantiser = tokenizer.likelihood.mean(tokenizer.decoder_params(embedded[:, None], inputs))
+        values, codes = quantised(tokenizer, inputs)
+        embedded = estimator.warm_start.project_out(values)
     assert len(codes.unique(dim=0)) > 1
-    torch.testing.assert_close(tokenizer.decode(codes[:, None]), by_quantiser, rtol=0, atol=1e-5)
-    torch.testing.assert_close(tokenizer.embedding(codes), embedded, rtol=0, atol=1e-5)
-
-
-def test_the_code_model_learns_the_quantisers_codes():
-    tokenizer, estimator, inputs = make(total_steps=400, warm_start_steps=300, teach_steps=200)
-    optimizer = torch.optim.Adam(tokenizer.posterior.parameters(), lr=5e-3)
-    for _ in range(150):
-        loss = estimator.warm_start.loss(inputs, 250)
-        optimizer.zero_grad()
-        loss.value.backward()
-        optimizer.step()
-    quantizer = estimator.warm_start.quantizer
-    codes = quantizer.quantize(quantizer.prepare(tokenizer.front_end(inputs.x)))[1]
     assert torch.equal(tokenizer.draw(tokenizer.prepare(inputs)).codes[:, 0], codes)
-    assert loss.metrics["student_nll"] < 0.5
+    torch.testing.assert_close(tokenizer.embedding(codes), embedded, rtol=0, atol=1e-5)
 
 
 def test_daps_leaves_the_quantiser_behind():
     tokenizer, estimator, inputs = warm()
-    for step in (40, 41):
-        estimator.zero_grad(set_to_none=True)
-        estimator.loss(inputs, step).value.backward()
-        assert all(p.grad is None for p in estimator.warm_start.quantizer.parameters())
-        assert tokenizer.embedding.weight.grad.abs().sum() > 0
+    estimator.zero_grad(set_to_none=True)
+    estimator.loss(inputs, 40).value.backward()
+    assert all(p.grad is None for p in estimator.warm_start.project_out.parameters())
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for n, p in tokenizer.named_parameters()), "all else learns"
     with torch.no_grad():
         tokenizer.embedding.weight += 1
     moved = tokenizer.embedding.weight.clone()
     estimator.loss(inputs, 41)
-    assert torch.equal(tokenizer.embedding.weight, moved)  # handed over once
+    assert torch.equal(tokenizer.embedding.weight, moved)
+
+
+def test_the_pathwise_term_by_hand():
+    """−λ/(η+β) mean_{b,k} Σ_i Σ_c q(c|z_<i)·e_c·∂r/∂e_i, beside the loss without it."""
+    losses, gradients = [], []
+    for pathwise in (0.0, 0.7):
+        torch.manual_seed(0)
+        tokenizer, estimator, inputs = warm(pathwise=pathwise, trust_region="fixed", eta=2.0, beta_start=0.5, beta_end=0.5)
+        estimator.zero_grad(set_to_none=True)
+        torch.manual_seed(3)
+        loss = estimator.loss(inputs, 40).value
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append([None if p.grad is None else p.grad.clone() for p in tokenizer.parameters()])
+    torch.manual_seed(3)
+    memory = tokenizer.prepare(inputs)
+    z = sample(tokenizer.posterior, memory, torch.rand(6, 4, 4)).codes
+    embedded = tokenizer.embedding(z).detach().requires_grad_()
+    slopes = torch.autograd.grad(tokenizer.embedded_log_likelihood(embedded, inputs).sum(), embedded)[0]
+    expected = tokenizer.posterior.logits(memory, z).softmax(-1) @ tokenizer.embedding.weight.detach()
+    term = -0.7 / 2.5 * (expected * slopes).sum((-1, -2)).mean()
+    assert losses[1] - losses[0] == pytest.approx(term.item(), rel=1e-4)
+    wanted = torch.autograd.grad(term, list(tokenizer.parameters()), allow_unused=True)
+    for without, with_term, difference in zip(*gradients, wanted, strict=True):
+        if difference is not None:
+            torch.testing.assert_close(with_term - without, difference, rtol=1e-3, atol=1e-5)
+        elif without is not None:
+            torch.testing.assert_close(with_term, without)
+
+
+def test_the_pathwise_term_needs_neighbours_that_a_warm_start_makes():
+    _, estimator, _ = make()
+    assert estimator.pathwise_weight({"eta": torch.tensor(1.0)}, 0.1) is None
 
 
 # -- refusals and warnings --------------------------------------------------------------------------------------------------
@@ -220,8 +228,9 @@ def test_daps_leaves_the_quantiser_behind():
         {"eta": 0.0, "trust_region": "learned"},
         {"eta_min": 0.0},
         {"eta_min": 10.0, "eta_max": 1.0},
-        {"warm_start_steps": 5, "teach_steps": 6},
-        {"warm_start_steps": 5, "teach_steps": -1},
+        {"warm_start_steps": -1},
+        {"pathwise": -1.0},
+        {"pathwise": float("inf")},
     ],
 )
 def test_impossible_settings_are_refused(settings):
@@ -231,8 +240,13 @@ def test_impossible_settings_are_refused(settings):
 
 def test_a_warm_start_as_long_as_the_run_is_refused_with_the_remedy():
     with pytest.raises(ConfigError, match="warm") as error:
-        make(total_steps=10, warm_start_steps=10, teach_steps=3)
+        make(total_steps=10, warm_start_steps=10)
     assert "--warm-start-steps" in str(error.value)
+
+
+def test_a_warm_start_needs_a_lattice():
+    with pytest.raises(ConfigError, match="lattice"):
+        DAPS(Tokenizer(tokenizer_config()), DAPSConfig(warm_start_steps=5), 10)
 
 
 def test_daps_needs_a_code_model_and_fsq_a_quantiser():

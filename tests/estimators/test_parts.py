@@ -23,7 +23,7 @@ def test_value_gradients_and_kept_values_are_those_of_the_whole(part_size):
 
     whole, kept = loss_of(slice(0, 5), x)
     wanted = torch.autograd.grad(3 * whole, [x, *layer.parameters()])
-    loss, values = loss_by_parts(loss_of, 5, part_size, [*layer.parameters(), unused], [x])
+    loss, values, seen = loss_by_parts(loss_of, 5, part_size, [*layer.parameters(), unused], [x])
     (3 * loss).backward()
     torch.testing.assert_close(loss, whole)
     torch.testing.assert_close(values, kept)
@@ -31,14 +31,16 @@ def test_value_gradients_and_kept_values_are_those_of_the_whole(part_size):
     for got, expected in zip([x.grad, *(p.grad for p in layer.parameters())], wanted, strict=True):
         torch.testing.assert_close(got, expected)
     assert unused.grad is None
+    torch.testing.assert_close(3 * seen[0], x.grad)
 
 
 def test_tensors_and_parameters_that_need_no_gradient_get_none():
     layer = nn.Linear(3, 1)
     layer.weight.requires_grad_(False)
     x = torch.randn(4, 3)
-    loss, _ = loss_by_parts(lambda part, x: (layer(x).mean(), x), 4, 3, list(layer.parameters()), [x])
+    loss, _, seen = loss_by_parts(lambda part, x: (layer(x).mean(), x), 4, 3, list(layer.parameters()), [x])
     loss.backward()
+    assert seen == (None,)
     assert layer.weight.grad is None and x.grad is None and layer.bias.grad.item() == pytest.approx(1)
 
 
@@ -49,7 +51,7 @@ def test_daps_learns_the_same_whatever_the_part(part_size, autocast):
     for size in (6, part_size):
         torch.manual_seed(0)
         tokenizer = make_tokenizer()
-        config = DAPSConfig(k=4, warm_start_steps=0, teach_steps=0, part_size=size)
+        config = DAPSConfig(k=4, warm_start_steps=0, part_size=size)
         estimator = ESTIMATORS["daps"](tokenizer, config, 10)
         inputs = tokenizer.inputs(torch.randn(6, 8, 3), torch.arange(8) < torch.tensor([8, 8, 6, 3, 8, 1])[:, None])
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):

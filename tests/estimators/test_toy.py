@@ -6,7 +6,7 @@ import torch
 from daps_robot.estimators import ESTIMATORS
 from daps_robot.estimators.toy import Toy, ToyConfig, train_toy
 
-SETTINGS = {"beta_start": 1.0, "beta_end": 1.0, "warm_start_steps": 0, "teach_steps": 0}
+SETTINGS = {"beta_start": 1.0, "beta_end": 1.0, "warm_start_steps": 0}
 
 
 def make(name, toy, **settings):

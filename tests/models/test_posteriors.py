@@ -12,7 +12,8 @@ from tiny import TRANSFORMER, make_memory
 
 from daps_robot.errors import ConfigError
 from daps_robot.models.code_model import CodeModelConfig
-from daps_robot.models.posteriors import FSQ, PosteriorConfig, QuantizedPosterior, fsq_levels
+from daps_robot.models.posteriors import PosteriorConfig, QuantizedPosterior
+from daps_robot.models.quantizers import FSQ, fsq_levels
 
 
 @pytest.mark.parametrize("case", range(4))

@@ -58,19 +58,19 @@ def test_deviation_is_over_the_steps_of_all_demonstrations(small: SmallRun) -> N
 
 def test_series_has_a_gap_where_a_metric_was_not_logged(small: SmallRun) -> None:
     metrics = read_run(small.out).tokenizer
-    steps, values = metrics.series("train", "reconstruction")
+    steps, values = metrics.series("train", "ess")
     assert steps.tolist() == list(range(2, 21, 2))
-    assert np.flatnonzero(np.isnan(values)).tolist() == [3, 4]
+    assert np.flatnonzero(np.isnan(values)).tolist() == [0, 1, 2, 3, 4]
     assert metrics.series("valid", "perplexity").tolist() == [[10.0, 20.0], [4.5, 4.5]]
     assert metrics.series("train", "never").shape == (2, 0)
 
 
 def test_warm_start_is_found(small: SmallRun) -> None:
-    assert phases(read_run(small.out).tokenizer) == plots.Phases(end=10, teach=6, last=20)
+    assert phases(read_run(small.out).tokenizer) == plots.Phases(end=10, last=20)
 
 
 def test_no_warm_start() -> None:
-    rows = ({"step": 4, "split": "train", "ess": 2.0, "reconstruction": 1.0},)
+    rows = ({"step": 4, "split": "train", "elbo_beta": -2.0, "reconstruction": 1.0},)
     assert phases(Metrics(Path("metrics.jsonl"), rows)) == plots.Phases(last=4)
 
 

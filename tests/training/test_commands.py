@@ -29,7 +29,7 @@ from daps_robot.types import PlanRequest
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 DIMS = dict(zip(ROBOMIMIC_KEYS, (3, 4, 2, 10), strict=True))
 TIMES = {"seconds", "steps_per_second", "train_seconds"}
-TRAIN = "--max-steps 12 --warm-start-steps 4 --teach-steps 2 --width 16 --layers 1 --batch-size 8 --eval-every 6 --log-every 3"
+TRAIN = "--max-steps 12 --warm-start-steps 4 --width 16 --layers 1 --batch-size 8 --eval-every 6 --log-every 3"
 DISTILL = "--max-steps 6 --width 16 --layers 1 --batch-size 8 --eval-every 3 --log-every 3"
 
 
@@ -85,11 +85,11 @@ def test_the_tokenizer_is_trained(place):
     rows = read_rows(run / "metrics.jsonl")
     assert [row["step"] for row in rows if row["split"] == "valid"] == [6, 12]
     trained = [row for row in rows if row["split"] == "train"]
-    assert "student_nll" in trained[0]
+    assert "reconstruction" in trained[0] and "elbo_beta" not in trained[0]  # the warm start
     assert {"ess", "eta", "beta", "distinct", "entropy"} <= trained[-1].keys()
     description = json.loads((run / "config.json").read_text())
     config = from_json(TrainActionVAE, description["command"])
-    assert (config.dataset, config.trainer.max_steps, config.settings.teach_steps) == ("toy", 12, 2)
+    assert (config.dataset, config.trainer.max_steps, config.settings.warm_start_steps) == ("toy", 12, 4)
     assert len(description["dataset"]["sha256"]) == 64
     assert set(json.loads((run / "timing.json").read_text())) == {"demonstrations", "tokenizer"}
     assert list((run / "tensorboard").iterdir())
