@@ -140,3 +140,13 @@ def test_the_gradient_study(tmp_path, monkeypatch, capsys):
     assert rows["daps, η=100"]["snr"] > 3 * rows["daps, η=100, plain"]["snr"]
     assert all(0 <= row["cosine_floor"] <= 1 and row["snr"] >= 0 for row in rows.values())
     assert "reinmax" in capsys.readouterr().out
+
+
+def test_the_toy_study(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("daps_robot.commands.ablate.TOY_SIZES", ((2, 4),))
+    rows = {row["estimator"]: row for row in ablate(Ablate("toy", seeds=1, max_steps=300))}
+    assert {"exact gradient", "daps", "rloo", "reinmax"} <= rows.keys()
+    (gap,) = rows["daps"]["gaps"]
+    assert rows["daps"]["mean"] == gap < 3  # 66 nats before training
+    assert json.loads((tmp_path / "runs/compare/ablate-toy/results.json").read_text()) == list(rows.values())
