@@ -19,7 +19,7 @@ SMALL = {
     "distill_policy.py": [*TRAIN, "--width", "16", "--layers", "1"],
     "evaluate.py": ["--episodes", "2", "--ceiling-episodes", "2", "--videos", "0", "--max-steps", "16", "--slots", "2"],
     "benchmark.py": ["--steps", "1"],
-    "ablate.py": ["--preset", "test", "--draws", "2"],
+    "ablate.py": ["--preset", "test", "--draws", "2", "--seeds", "1", "--max-steps", "5"],
     "compare_estimators.py": ["--preset", "test", "--seeds", "1", "--estimators", "daps", "fsq"],
 }
 
