@@ -47,8 +47,8 @@ STUDIES: dict[str, Variants] = {
         "beta-1-1": daps(beta_start=1.0, beta_end=1.0),
     },
     "encoder": {"autoregressive": daps(), "factorised": ("daps-na", {})},
-    "warm-start": {"warm": daps(), "scratch": daps(warm_start_steps=0)},
-    "pathwise": {"pathwise": daps(), "samples-only": daps(pathwise=0.0)},
+    "warm-start": {"warm": daps(straight_through=0.0), "scratch": daps(warm_start_steps=0)},
+    "straight-through": {"straight-through": daps(), "samples-only": daps(straight_through=0.0)},
 }
 """Each study's variants: label → estimator and settings."""
 
@@ -86,7 +86,7 @@ class Ablate:
     """Run an ablation.
 
     Attributes:
-        study: trust-region, ess-target, samples, beta, encoder, warm-start or pathwise, on data; or on a
+        study: trust-region, ess-target, samples, beta, encoder, warm-start or straight-through, on data; or on a
             toy gradient, the bias and the noise of each estimator's update against the exact gradient, and toy, how near each
             comes to the optimum.
         dataset: a name of the catalogue, a robomimic HDF5 file, or "mnist-10k".

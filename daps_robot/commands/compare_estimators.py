@@ -148,7 +148,7 @@ def run_variants(config: CompareEstimators, variants: Mapping[str, tuple[str, JS
     out = Path("runs") / "compare" / (config.name or f"{dataset_name(config.dataset)}-{config.preset}")
     out.mkdir(parents=True, exist_ok=True)
     budget, started, results = BUDGETS[config.preset], time.perf_counter(), []
-    budget = replace(budget, lr=config.lr or budget.lr)
+    budget = replace(budget, lr=budget.lr if config.lr is None else config.lr)
     jobs = [(label, seed) for seed in range(config.seeds) for label in variants]
     for done, (label, seed) in enumerate(jobs):
         folder = out / f"{label}-{seed}"

@@ -105,9 +105,10 @@ class DAPSConfig(ScoreConfig):
         eta_max: upper bound of a solved η.
         eta_lr: learning rate of log η where learned.
         centred: weights w − 1/K in place of w (see `centre`).
-        pathwise: weight of the pathwise term, in which the decoder says how the reward changes, to first order, from a code to
-            its neighbours (see `score.encoder_update`); tempered by η + β, as the weights are. Only after a warm start, which
-            makes neighbours of codes that decode alike: between codes far apart it misleads. 0 leaves it out.
+        straight_through: weight of the straight-through term, in which the decoder says how the reward changes, to first order,
+            from a code to its neighbours (see `score.encoder_update`); tempered by the batch's η + β, as the weights are. Only
+            after a warm start, which makes neighbours of codes that decode alike: between codes far apart it misleads. 0 leaves
+            it out.
         warm_start_steps: steps of the quantiser phase before DAPS; 0 starts from scratch. β falls over the DAPS steps.
     """
 
@@ -119,7 +120,7 @@ class DAPSConfig(ScoreConfig):
     eta_max: float = 1e6
     eta_lr: float = 1e-3
     centred: bool = True
-    pathwise: float = 1.0
+    straight_through: float = 1.0
     warm_start_steps: int = 1000
 
     def __post_init__(self) -> None:
@@ -129,8 +130,8 @@ class DAPSConfig(ScoreConfig):
             raise ConfigError("the bounds of η must be positive, the lower below the upper, and η at least 0")
         if self.trust_region == "learned" and (self.eta == 0 or not self.eta_lr > 0):
             raise ConfigError("a learned η starts above 0 and has a positive learning rate")
-        if not 0 <= self.pathwise < math.inf:
-            raise ConfigError(f"pathwise {self.pathwise}: a weight is at least 0, and 0 leaves the term out")
+        if not 0 <= self.straight_through < math.inf:
+            raise ConfigError(f"straight_through {self.straight_through}: a weight is at least 0, and 0 leaves the term out")
         if self.warm_start_steps < 0:
             raise ConfigError(f"a warm start of {self.warm_start_steps} steps: 0 is the fewest, and starts from scratch")
 
@@ -157,7 +158,7 @@ class DAPS(ScoreEstimator):
 
     @classmethod
     def tokenizer_config(cls, config: TokenizerConfig) -> TokenizerConfig:
-        return super().tokenizer_config(replace(config, posterior=PosteriorConfig("lattice")))
+        return super().tokenizer_config(replace(config, posterior=config.posterior or PosteriorConfig("lattice")))
 
     def beta(self, step: int) -> float:
         after = max(step - self.first_step, 0)
@@ -166,18 +167,24 @@ class DAPS(ScoreEstimator):
     def loss(self, inputs: Inputs, step: int) -> Loss:
         if self.warm_start is not None and step < self.first_step:
             return self.warm_start.loss(inputs)
+        if self.warm_start is not None and step == self.first_step:
+            self.warm_start.embed_codes()
         return super().loss(inputs, step)
+
+    def settle(self, steps: int) -> None:
+        if self.warm_start is not None and steps <= self.first_step:
+            self.warm_start.embed_codes()
 
     def coefficients(self, r: Tensor, log_q: Tensor, beta: float) -> tuple[Tensor, Metrics]:
         eta, clamped = self._eta(r, log_q, beta)
         weights = daps_weights(r, log_q, eta, beta)
-        metrics = {"ess": effective_sample_size(weights).mean(), "eta": eta.mean(), "eta_clamped": clamped.mean()}
+        metrics = {"ess": effective_sample_size(weights).mean(), "eta": eta.log().mean().exp(), "eta_clamped": clamped.mean()}
         return centre(weights) if self.config.centred else weights, metrics
 
-    def pathwise_weight(self, metrics: Metrics, beta: float) -> Tensor | None:
-        if self.warm_start is None or not self.config.pathwise:
+    def straight_through_weight(self, metrics: Metrics, beta: float) -> Tensor | None:
+        if self.warm_start is None or not self.config.straight_through:
             return None
-        return self.config.pathwise / (metrics["eta"] + beta)
+        return self.config.straight_through / (metrics["eta"] + beta)
 
     def own_loss(self, r: Tensor, log_q: Tensor, beta: float) -> Tensor:
         if self.config.trust_region != "learned":
@@ -251,7 +258,13 @@ class PublishedDAPS(DAPS):
 
     def __init__(self, tokenizer: Tokenizer, config: PublishedDAPSConfig, total_steps: int) -> None:
         published = DAPSConfig(
-            **vars(config), trust_region="learned", eta=100.0, eta_lr=1e-3, centred=False, pathwise=0.0, warm_start_steps=0
+            **vars(config),
+            trust_region="learned",
+            eta=100.0,
+            eta_lr=1e-3,
+            centred=False,
+            straight_through=0.0,
+            warm_start_steps=0,
         )
         super().__init__(tokenizer, published, total_steps)
 

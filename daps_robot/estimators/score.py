@@ -65,8 +65,8 @@ class ScoreEstimator(Estimator):
         """The loss of parameters of the estimator's own."""
         return torch.zeros((), device=r.device)
 
-    def pathwise_weight(self, metrics: Metrics, beta: float) -> Tensor | None:
-        """The weight of the pathwise term (see `encoder_update`), given what `coefficients` logs; None leaves it out."""
+    def straight_through_weight(self, metrics: Metrics, beta: float) -> Tensor | None:
+        """The weight of the straight-through term (see `encoder_update`), given what `coefficients` logs; None leaves it out."""
         return None
 
     def loss(self, inputs: Inputs, step: int) -> Loss:
@@ -81,9 +81,9 @@ class ScoreEstimator(Estimator):
         decoder_loss, r, slopes = decoder_update(tokenizer, z.codes, inputs, part)
         with torch.no_grad():
             coefficients, metrics = self.coefficients(r, z.log_prob, beta)
-            weight = self.pathwise_weight(metrics, beta)
-        pathwise = None if weight is None else Pathwise(weight * slopes, tokenizer.embedding.weight.detach())
-        loss = decoder_loss + encoder_update(posterior, coefficients, z.codes, memory, part, pathwise)
+            weight = self.straight_through_weight(metrics, beta)
+        through = None if weight is None else StraightThrough(weight * slopes, tokenizer.embedding.weight.detach())
+        loss = decoder_loss + encoder_update(posterior, coefficients, z.codes, memory, part, through)
         loss = loss + self.own_loss(r, z.log_prob, beta)
         metrics |= {
             "elbo_beta": (r - beta * (z.log_prob + posterior.config.bits * math.log(2))).mean(),
@@ -105,7 +105,7 @@ def decoder_update(tokenizer: Tokenizer, codes: Tensor, inputs: Inputs, part_siz
     """−mean r with gradient, r (b k), and the slopes of r: its gradient with respect to the embedded codes (b k l d)."""
     embedded = tokenizer.embedding(codes)
     if not embedded.requires_grad:
-        embedded.requires_grad_()  # a frozen table: the slopes are wanted all the same
+        embedded.requires_grad_()  # a frozen table: its slopes may be wanted all the same
 
     def loss_of(part: slice, embedded: Tensor) -> tuple[Tensor, Tensor]:
         r = tokenizer.embedded_log_likelihood(embedded, inputs.part(part))
@@ -117,7 +117,7 @@ def decoder_update(tokenizer: Tokenizer, codes: Tensor, inputs: Inputs, part_siz
     return loss, r, slopes
 
 
-class Pathwise(NamedTuple):
+class StraightThrough(NamedTuple):
     """What the reward of other codes would be, to first order.
 
     Attributes:
@@ -130,21 +130,28 @@ class Pathwise(NamedTuple):
 
 
 def encoder_update(
-    posterior: CodeModel, coefficients: Tensor, codes: Tensor, memory: Memory, part_size: int, pathwise: Pathwise | None = None
+    posterior: CodeModel,
+    coefficients: Tensor,
+    codes: Tensor,
+    memory: Memory,
+    part_size: int,
+    through: StraightThrough | None = None,
 ) -> Tensor:
     """The encoder's loss: a teacher-forced pass gives ℓ its gradient.
 
-    The pathwise term adds −mean_{b,k} Σ_i Σ_c q(c | z_<i, x)·e_c·s_i: the expected reward, linear in the embedding of each
-    code in turn around the sample, with slopes s_i from the decoder. It asks for no further sample and, as nothing flows
-    through the drawing, no sequential pass; it knows nothing of how a code changes those after it.
+    The straight-through term (Bengio et al. 2013, arXiv 1308.3432) adds −mean_{b,k} Σ_i Σ_c q(c | z_<i, x)·e_c·s_i: the
+    expected reward, linear in the embedding of each code in turn around the sample, with slopes s_i from the decoder. Its
+    gradient is that of a one-hot code passed back onto its probabilities. It asks for no further sample and, as nothing flows
+    through the drawing, no sequential pass; it knows nothing of how a code changes those after it, nor of the KL.
     """
 
     def loss_of(part: slice, *memory: Tensor) -> tuple[Tensor, Tensor]:
         keys_values = list(zip(memory[::2], memory[1::2], strict=True))
-        if pathwise is None:
+        if through is None:
             log_q = posterior.log_prob(keys_values, codes[part]).sum(-1)
             return encoder_loss(coefficients[part], log_q), log_q
-        rewards = (pathwise.slopes[part] @ pathwise.table.T).float()
+        with torch.autocast(codes.device.type, enabled=False):
+            rewards = through.slopes[part] @ through.table.T
         log_q, expected = posterior.log_prob_and_expectation(keys_values, codes[part], rewards)
         return encoder_loss(coefficients[part], log_q.sum(-1)) - expected.sum(-1).mean(), log_q
 

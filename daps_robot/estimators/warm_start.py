@@ -31,8 +31,6 @@ class WarmStart(nn.Module):
             )
         self.parts = (tokenizer, posterior, posterior.head)  # not submodules: the estimator holds them already
         self.project_out = nn.Linear(len(posterior.head.fsq.levels), posterior.config.transformer.width)
-        if posterior.config.autoregressive:
-            nn.init.zeros_(posterior.trunk.embedding.weight)  # no code depends on those before it yet
 
     def loss(self, inputs: Inputs) -> Loss:
         tokenizer, posterior, head = self.parts
@@ -46,9 +44,10 @@ class WarmStart(nn.Module):
     def embed_codes(self) -> None:
         """Embed every code of the grid as the quantiser does, in float32: a lookup then decodes as it did.
 
-        At every step, so that a moving average of the weights averages this too.
+        At every step, so that a moving average of the weights averages this too. Codes that the grid lacks are put amid them.
         """
         tokenizer, _, head = self.parts
         with torch.autocast(head.grid.device.type, enabled=False):
             table = self.project_out(head.fsq.codebook())
         tokenizer.embedding.weight[: len(table)] = table
+        tokenizer.embedding.weight[len(table) :] = table.mean(0)

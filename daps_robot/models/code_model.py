@@ -172,11 +172,12 @@ class LatticeHead(nn.Module):
 
     def forward(self, hidden: Float[Tensor, "... d"]) -> Float[Tensor, "... v"]:
         y = self.fsq.bound(self.project_in(hidden))
-        precision = self.log_precision.exp()
-        # −‖y − g‖² = 2 y·g − ‖g‖² up to a constant: one product with the linear map's, as the logits dominate a step
-        weight = torch.cat([self.linear.weight, 2 * precision * self.grid], dim=1)
-        bias = self.linear.bias - precision * self.grid.square().sum(-1)
-        return F.linear(torch.cat([hidden, y.to(hidden.dtype)], dim=-1), weight, bias)
+        with torch.autocast(hidden.device.type, enabled=False):  # the terms of a distance cancel: bf16 would change the nearest
+            precision = self.log_precision.exp()
+            # −‖y − g‖² = 2 y·g − ‖g‖² up to a constant: one product with the linear map's, as the logits dominate a step
+            weight = torch.cat([self.linear.weight, 2 * precision * self.grid], dim=1)
+            bias = self.linear.bias - precision * self.grid.square().sum(-1)
+            return F.linear(torch.cat([hidden.float(), y], dim=-1), weight, bias)
 
 
 class CodeModel(nn.Module):
@@ -266,7 +267,7 @@ class _CodeLogProbAndExpectation(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, codes: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         log_probs = logits.log_softmax(-1)
         probs = log_probs.exp()
-        expectation = torch.linalg.vecdot(probs, values)
+        expectation = (probs * values).sum(-1)  # not a dot product, which autocast would take in bf16
         ctx.save_for_backward(probs, codes, values, expectation)
         return log_probs.gather(-1, codes[..., None])[..., 0], expectation
 

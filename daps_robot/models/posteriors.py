@@ -127,7 +127,10 @@ def make_posterior(config: PosteriorConfig | None, codes: CodeModelConfig) -> Co
     if config is None:
         return CodeModel(codes)
     if config.kind == "lattice":
-        return CodeModel(codes, LatticeHead(codes.transformer.width, codes.vocabulary, levels_for(codes, config.levels)))
+        model = CodeModel(codes, LatticeHead(codes.transformer.width, codes.vocabulary, levels_for(codes, config.levels)))
+        if codes.autoregressive:
+            nn.init.zeros_(model.trunk.embedding.weight)  # at first no code depends on those before it
+        return model
     if config.kind == "gaussian":
         return GaussianPosterior(codes)
     return QuantizedPosterior(codes, config.kind, config.levels, config.dimensions)

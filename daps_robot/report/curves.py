@@ -32,7 +32,7 @@ def tokenizer_curves(run: Run, policy: LatentPolicy) -> str:
     if not metrics.rows:
         return section(title, missing(f"No curves: the tokenizer's metrics are not at {metrics.path}."))
     warm = phases(metrics)
-    daps = run.get("configuration.tokenizer.command.daps", {})
+    daps = run.get("configuration.tokenizer.command.settings", {})
     panels = [*_what_it_reaches(metrics, policy), *_how_it_searches(metrics, daps.get("k"), daps.get("ess_target"))]
     drawn, absent = [], []
     for i, panel in enumerate(panels):
@@ -120,8 +120,9 @@ def _how_it_searches(metrics: Metrics, k: int | None, ess_target: float | None) 
 def phases(metrics: Metrics) -> plots.Phases:
     """Where the warm start ended: it logs no ELBO yet."""
     steps, elbo = metrics.series("train", "elbo_beta")
-    early = steps[np.isnan(elbo)]
-    return plots.Phases(int(early[-1]) if early.size else 0, metrics.last_step)
+    there = np.isfinite(elbo)
+    first = int(np.argmax(there)) if there.any() else 0
+    return plots.Phases(int(steps[first - 1]) if first else 0, metrics.last_step)
 
 
 def _phase_text(phases: plots.Phases) -> str:

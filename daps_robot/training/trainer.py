@@ -415,6 +415,6 @@ def _stop_signals() -> Iterator[_Stop]:
 
 
 def _line(progress: Progress, config: TrainerConfig, means: dict[str, float]) -> str:
-    shown = ("reconstruction", "student_nll", "nll", "ess", "eta", "distinct")
+    shown = ("reconstruction", "nll", "ess", "eta", "distinct")
     values = "  ".join(f"{name} {means[name]:.4g}" for name in shown if name in means)
     return f"step {progress.step}/{config.max_steps}  {progress.seconds:.0f} s  {values}"

@@ -150,7 +150,7 @@ def warm(steps=40, name="daps", **settings):
         optimizer.zero_grad()
         loss.value.backward()
         optimizer.step()
-    estimator.loss(inputs, steps - 1)  # the embeddings follow the last update
+    estimator.settle(steps)
     return tokenizer, estimator, inputs
 
 
@@ -179,12 +179,12 @@ def test_daps_leaves_the_quantiser_behind():
     assert torch.equal(tokenizer.embedding.weight, moved)
 
 
-def test_the_pathwise_term_by_hand():
+def test_the_straight_through_term_by_hand():
     """−λ/(η+β) mean_{b,k} Σ_i Σ_c q(c|z_<i)·e_c·∂r/∂e_i, beside the loss without it."""
     losses, gradients = [], []
-    for pathwise in (0.0, 0.7):
+    for weight in (0.0, 0.7):
         torch.manual_seed(0)
-        tokenizer, estimator, inputs = warm(pathwise=pathwise, trust_region="fixed", eta=2.0, beta_start=0.5, beta_end=0.5)
+        tokenizer, estimator, inputs = warm(straight_through=weight, trust_region="fixed", eta=2.0, beta_start=0.5, beta_end=0.5)
         estimator.zero_grad(set_to_none=True)
         torch.manual_seed(3)
         loss = estimator.loss(inputs, 40).value
@@ -207,9 +207,9 @@ def test_the_pathwise_term_by_hand():
             torch.testing.assert_close(with_term, without)
 
 
-def test_the_pathwise_term_needs_neighbours_that_a_warm_start_makes():
+def test_the_straight_through_term_needs_neighbours_that_a_warm_start_makes():
     _, estimator, _ = make()
-    assert estimator.pathwise_weight({"eta": torch.tensor(1.0)}, 0.1) is None
+    assert estimator.straight_through_weight({"eta": torch.tensor(1.0)}, 0.1) is None
 
 
 # -- refusals and warnings --------------------------------------------------------------------------------------------------
@@ -229,8 +229,8 @@ def test_the_pathwise_term_needs_neighbours_that_a_warm_start_makes():
         {"eta_min": 0.0},
         {"eta_min": 10.0, "eta_max": 1.0},
         {"warm_start_steps": -1},
-        {"pathwise": -1.0},
-        {"pathwise": float("inf")},
+        {"straight_through": -1.0},
+        {"straight_through": float("inf")},
     ],
 )
 def test_impossible_settings_are_refused(settings):

@@ -8,7 +8,14 @@ from tiny import TRANSFORMER, all_sequences, enumerated_log_prob, make_code_mode
 
 from daps_robot.errors import ConfigError
 from daps_robot.models.blocks import TransformerConfig
-from daps_robot.models.code_model import CodeModel, CodeModelConfig, EmbeddingHead, code_log_prob
+from daps_robot.models.code_model import (
+    CodeModel,
+    CodeModelConfig,
+    EmbeddingHead,
+    LatticeHead,
+    code_log_prob,
+    code_log_prob_and_expectation,
+)
 
 both_kinds = pytest.mark.parametrize("autoregressive", [True, False])
 
@@ -148,3 +155,41 @@ def test_an_embedding_head_scores_by_inner_products():
     torch.testing.assert_close(EmbeddingHead(8, vectors + 100).vectors, head.vectors, rtol=0, atol=1e-4)
     assert "vectors" in head.state_dict()
     assert EmbeddingHead(8, torch.ones(6, 4))(hidden).isfinite().all()  # codes that all mean the same
+
+
+# -- codes on a lattice ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("vocabulary, levels", [(64, (4, 4, 4)), (30, (5, 5)), (1024, (16, 8, 8))])
+def test_a_lattice_starts_as_distances_to_its_points(vocabulary, levels, autocast):
+    torch.manual_seed(0)
+    head = LatticeHead(16, vocabulary, levels)
+    hidden = torch.randn(200, 16)
+    points = head.fsq.codebook() * head.fsq.half_width
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        y = head.fsq.bound(head.project_in(hidden))
+        log_q, codes = head(hidden).log_softmax(-1), head.quantize(hidden).codes
+    assert log_q.dtype == torch.float32
+    expected = (-2.0 * torch.cdist(y, points).square()).log_softmax(-1)
+    torch.testing.assert_close(log_q[:, : len(points)], expected, rtol=1e-5, atol=1e-4)
+    assert torch.equal(log_q.argmax(-1), codes)
+    assert len(points) == vocabulary or log_q[:, len(points) :].max() < -15  # codes without a point
+
+
+@pytest.mark.parametrize("autoregressive", [False, True])
+def test_expectations_are_over_each_conditional(autoregressive):
+    torch.manual_seed(0)
+    model = make_code_model(autoregressive)
+    memory, codes = make_memory(model), torch.randint(4, (2, 5, 3))
+    values = torch.randn(2, 5, 3, 4)
+    log_prob, expectation = model.log_prob_and_expectation(memory, codes, values)
+    torch.testing.assert_close(log_prob, model.log_prob(memory, codes))
+    torch.testing.assert_close(expectation, (model.logits(memory, codes).softmax(-1) * values).sum(-1))
+
+
+def test_the_gradient_of_log_probabilities_and_expectations():
+    torch.manual_seed(0)
+    logits = torch.randn(4, 3, 7, dtype=torch.double, requires_grad=True)
+    codes, values = torch.randint(7, (4, 3)), torch.randn(4, 3, 7, dtype=torch.double)
+    assert torch.autograd.gradcheck(lambda x: code_log_prob_and_expectation(x, codes, values), logits)

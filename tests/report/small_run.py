@@ -127,7 +127,7 @@ def small_report(out: Path, demos: DemoSet) -> dict[str, Any]:
         "configuration": {
             "evaluate": {"policy": str(out / "policy"), "decoding": to_json(DecodingConfig("sample", 0.7))},
             "policy": {"tokenizer": str(out / "tokenizer")},
-            "tokenizer": {"command": {"daps": {"k": 8, "ess_target": 0.33}}},
+            "tokenizer": {"command": {"settings": {"k": 8, "ess_target": 0.33}}},
         },
     }
 
