@@ -53,10 +53,10 @@ STUDIES: dict[str, Variants] = {
 """Each study's variants: label → estimator and settings."""
 
 GRADIENT_ESTIMATORS: Variants = {
-    "daps": daps(),
-    "daps, plain": daps(centred=False),
-    "daps, η=100": daps(trust_region="fixed", eta=100.0),
-    "daps, η=100, plain": daps(trust_region="fixed", eta=100.0, centred=False),
+    "daps": daps(k=8, ess_target=0.33),
+    "daps, plain": daps(k=8, ess_target=0.33, centred=False),
+    "daps, η=100": daps(k=8, trust_region="fixed", eta=100.0),
+    "daps, η=100, plain": daps(k=8, trust_region="fixed", eta=100.0, centred=False),
     "rloo": ("rloo", {}),
     "rws": ("rws", {}),
     "gumbel-na": ("gumbel-na", {}),
