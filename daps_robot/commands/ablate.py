@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import nn
 
-from daps_robot.commands.compare_estimators import CompareEstimators, run_variants
+from daps_robot.commands.compare_estimators import CompareEstimators, results_folder, run_variants
 from daps_robot.commands.train_action_vae import ChunkTokenizerConfig
 from daps_robot.config import save_json
 from daps_robot.errors import ConfigError
@@ -76,7 +75,6 @@ TOY_ESTIMATORS: Variants = {
     "gr-mck-na": ("gr-mck-na", {"draws": 10}),
 }
 TOY_SIZES = ((2, 4), (3, 8))
-TOY_STEPS = 4000
 ON_TOY: JSON = {"beta_start": 1.0, "beta_end": 1.0, "warm_start_steps": 0, "temperature_end": 1.0}
 """Settings of every estimator on the toy, which has no quantiser to start from."""
 
@@ -107,13 +105,18 @@ class Ablate:
     tokenizer: ChunkTokenizerConfig = field(default_factory=ChunkTokenizerConfig)
     lr: float | None = None
     draws: int = 400
-    max_steps: int = TOY_STEPS
+    max_steps: int = 4000
 
     def __post_init__(self) -> None:
         if self.draws < 2:
             raise ConfigError(f"{self.draws} draws have no deviation: take at least 2")
         if self.seeds < 1 or self.max_steps < 1:
             raise ConfigError(f"{self.seeds} seeds of {self.max_steps} steps: take at least 1 of each")
+
+    @property
+    def results_name(self) -> str:
+        """Of the folder of its results."""
+        return self.name or f"ablate-{self.study}"
 
 
 def run(config: Ablate) -> list[JSON]:
@@ -125,7 +128,7 @@ def run(config: Ablate) -> list[JSON]:
     if config.study not in STUDIES:
         raise unknown_name("study", config.study, [*STUDIES, "gradient", "toy"])
     comparison = CompareEstimators(
-        config.dataset, (), config.seeds, config.preset, config.name or f"ablate-{config.study}", config.tokenizer, config.lr
+        config.dataset, (), config.seeds, config.preset, config.results_name, config.tokenizer, config.lr
     )
     return run_variants(comparison, STUDIES[config.study])
 
@@ -198,7 +201,5 @@ def toy_study(config: Ablate) -> list[JSON]:
 
 
 def save(config: Ablate, rows: list[JSON]) -> list[JSON]:
-    out = Path("runs") / "compare" / (config.name or f"ablate-{config.study}")
-    out.mkdir(parents=True, exist_ok=True)
-    save_json(rows, out / "results.json")
+    save_json(rows, results_folder(config.results_name) / "results.json")
     return rows

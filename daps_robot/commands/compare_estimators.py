@@ -145,8 +145,7 @@ def run_variants(config: CompareEstimators, variants: Mapping[str, tuple[str, JS
     for name, overrides in variants.values():
         check(name, overrides, config)  # a wrong name or budget costs nothing yet
     path = MNIST if config.dataset == MNIST and locate_mnist() else str(fetch(config.dataset))
-    out = Path("runs") / "compare" / (config.name or f"{dataset_name(config.dataset)}-{config.preset}")
-    out.mkdir(parents=True, exist_ok=True)
+    out = results_folder(config.name or f"{dataset_name(config.dataset)}-{config.preset}")
     budget, started, results = BUDGETS[config.preset], time.perf_counter(), []
     budget = replace(budget, lr=budget.lr if config.lr is None else config.lr)
     jobs = [(label, seed) for seed in range(config.seeds) for label in variants]
@@ -165,6 +164,13 @@ def run_variants(config: CompareEstimators, variants: Mapping[str, tuple[str, JS
     if config.json:
         print(json.dumps(results))
     return results
+
+
+def results_folder(name: str) -> Path:
+    """Where the results of a comparison or an ablation of that name go; made if need be."""
+    out = Path("runs") / "compare" / name
+    out.mkdir(parents=True, exist_ok=True)
+    return out
 
 
 def check(name: str, overrides: JSON, config: CompareEstimators) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 from daps_robot.errors import ConfigError
 from daps_robot.estimators.base import Loss
 from daps_robot.models.code_model import CodeModel, LatticeHead
+from daps_robot.models.quantizers import embed_codebook
 from daps_robot.models.tokenizer import Inputs, Tokenizer
 
 
@@ -42,12 +43,11 @@ class WarmStart(nn.Module):
 
     @torch.no_grad()
     def embed_codes(self) -> None:
-        """Embed every code of the grid as the quantiser does, in float32: a lookup then decodes as it did.
+        """Embed every code of the grid as the quantiser does (see `embed_codebook`).
 
         At every step, so that a moving average of the weights averages this too. Codes that the grid lacks are put amid them.
         """
         tokenizer, _, head = self.parts
-        with torch.autocast(head.grid.device.type, enabled=False):
-            table = self.project_out(head.fsq.codebook())
+        table = embed_codebook(head.fsq, self.project_out)
         tokenizer.embedding.weight[: len(table)] = table
         tokenizer.embedding.weight[len(table) :] = table.mean(0)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from daps_robot.errors import ConfigError
 from daps_robot.models.code_model import CodeModel, CodeModelConfig, CodeTrunk, LatticeHead, Memory
-from daps_robot.models.quantizers import FSQ, VQ, fsq_levels
+from daps_robot.models.quantizers import FSQ, VQ, embed_codebook, fsq_levels
 
 
 def levels_for(config: CodeModelConfig, levels: tuple[int, ...] | None) -> tuple[int, ...]:
@@ -68,14 +68,13 @@ class QuantizedPosterior(TrunkPosterior):
         return self.project_out(values), codes
 
     def embedding_table(self) -> Float[Tensor, "v d"]:
-        """What each code embeds to, so that an embedding lookup decodes exactly as the quantiser did."""
-        return self.project_out(self.quantizer.codebook())
+        """See `embed_codebook`."""
+        return embed_codebook(self.quantizer, self.project_out)
 
     @torch.no_grad()
     def write_table(self, embedding: nn.Embedding) -> None:
-        """Set the embedding of every code that the quantiser has to `embedding_table`, in float32."""
-        with torch.autocast(embedding.weight.device.type, enabled=False):
-            table = self.embedding_table()
+        """Set the embedding of every code that the quantiser has to `embedding_table`."""
+        table = self.embedding_table()
         embedding.weight[: len(table)] = table
 
 

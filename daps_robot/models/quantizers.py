@@ -99,3 +99,10 @@ class VQ(nn.Module):
 
     def codebook(self) -> Float[Tensor, "v n"]:
         return self.vectors
+
+
+def embed_codebook(quantizer: FSQ | VQ, project_out: nn.Linear) -> Float[Tensor, "v d"]:
+    """What each code embeds to, in float32 under any autocast, so that a lookup decodes exactly as the quantiser did."""
+    codebook = quantizer.codebook()
+    with torch.autocast(codebook.device.type, enabled=False):
+        return project_out(codebook)
