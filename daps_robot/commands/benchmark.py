@@ -35,7 +35,6 @@ from daps_robot.rollout.evaluate import evaluate
 from daps_robot.rollout.latency import plan_latency
 from daps_robot.rollout.threads import torch_threads
 from daps_robot.training.optimizer import OptimizerConfig, clip_gradients, make_optimizer
-from daps_robot.training.trainer import batch_index
 from daps_robot.types import JSON, PlanRequest
 
 
@@ -159,12 +158,15 @@ def time_training(config: Train) -> JSON:
     data, source = training_data(config.preset, chosen)
     estimator_class = ESTIMATORS[config.estimator]
     tokenizer = Tokenizer(estimator_class.tokenizer_config(chosen.tokenizer), Scaler.identity(data.shape[-1]))
-    estimator = estimator_class(tokenizer, estimator_class.configure(**chosen.settings), total_steps=1000).to(config.device)
+    estimator = estimator_class(
+        tokenizer, estimator_class.configure(**{**chosen.settings, "warm_start_steps": 0}), total_steps=1000
+    ).to(config.device)
     settings = OptimizerConfig()
     optimizer = make_optimizer(settings, estimator, dict(estimator.learning_rates))
 
     def gather(step: int) -> Inputs:
-        return Inputs(data[batch_index(len(data), batch_size, 0, step)].to(config.device, torch.float32))
+        index = torch.arange(step * batch_size, (step + 1) * batch_size) % len(data)
+        return Inputs(data[index].to(config.device, torch.float32))
 
     def one_step(step: int) -> None:
         estimator.loss(gather(step), step).value.backward()

@@ -37,8 +37,9 @@ from daps_robot.report.comparison import write_comparison
 from daps_robot.rollout.ceiling import tokenizer_ceiling
 from daps_robot.training.logger import read_rows
 from daps_robot.training.optimizer import OptimizerConfig
+from daps_robot.training.stream import Batches
 from daps_robot.training.tokenizer import TokenizerObjective
-from daps_robot.training.trainer import Batches, Trainer, TrainerConfig
+from daps_robot.training.trainer import Trainer, TrainerConfig
 from daps_robot.types import JSON
 
 
@@ -67,7 +68,7 @@ class Budget:
 
 BUDGETS = {
     "small": Budget(500, 0.6, 32, 1e-3, 250, 10, 20),
-    "claim": Budget(2400, 3.0, 64, 1e-3, 1200, 100, 50),
+    "claim": Budget(2400, 3.0, 64, 1e-3, 1200, 10, 50),
     "mnist": Budget(3000, 0.0, 64, 3e-4, 1500, 100, 0),
     "test": Budget(6, 0.0, 8, 1e-3, 3, 2, 0),
 }

@@ -24,6 +24,7 @@ from daps_robot.estimators.score import Metrics, ScoreConfig, ScoreEstimator
 from daps_robot.estimators.warm_start import WarmStart
 from daps_robot.models.posteriors import PosteriorConfig
 from daps_robot.models.tokenizer import Inputs, Tokenizer, TokenizerConfig
+from daps_robot.parallel import all_rows, mean_over_ranks
 
 
 def daps_weights(r: Float[Tensor, "b k"], log_q: Float[Tensor, "b k"], eta: float | Tensor, beta: float) -> Float[Tensor, "b k"]:
@@ -178,7 +179,11 @@ class DAPS(ScoreEstimator):
     def coefficients(self, r: Tensor, log_q: Tensor, beta: float) -> tuple[Tensor, Metrics]:
         eta, clamped = self._eta(r, log_q, beta)
         weights = daps_weights(r, log_q, eta, beta)
-        metrics = {"ess": effective_sample_size(weights).mean(), "eta": eta.log().mean().exp(), "eta_clamped": clamped.mean()}
+        metrics = {
+            "ess": effective_sample_size(weights).mean(),
+            "eta": mean_over_ranks(eta.log().mean()).exp(),
+            "eta_clamped": clamped.mean(),
+        }
         return centre(weights) if self.config.centred else weights, metrics
 
     def straight_through_weight(self, metrics: Metrics, beta: float) -> Tensor | None:
@@ -189,7 +194,7 @@ class DAPS(ScoreEstimator):
     def own_loss(self, r: Tensor, log_q: Tensor, beta: float) -> Tensor:
         if self.config.trust_region != "learned":
             return super().own_loss(r, log_q, beta)
-        return eta_loss(self.log_eta, r, log_q, beta, self.config.ess_target)
+        return eta_loss(self.log_eta, all_rows(r), all_rows(log_q), beta, self.config.ess_target)
 
     def _eta(self, r: Tensor, log_q: Tensor, beta: float) -> tuple[Tensor, Tensor]:
         config = self.config
@@ -198,7 +203,10 @@ class DAPS(ScoreEstimator):
         if config.trust_region == "fixed":
             return torch.full_like(r[:1, :1], config.eta), torch.zeros_like(r[:1, :1])
         bounds = (config.eta_min, config.eta_max)
-        return solve_eta(r, log_q, beta, config.ess_target, bounds, config.trust_region == "solved-per-input")
+        if config.trust_region == "solved-per-input":
+            return solve_eta(r, log_q, beta, config.ess_target, bounds, per_input=True)
+        eta, clamped = solve_eta(all_rows(r), all_rows(log_q), beta, config.ess_target, bounds)
+        return eta[:1], clamped[:1]  # one for the whole batch, whichever ranks its rows lie on
 
     def warnings(self, metrics: Mapping[str, float]) -> list[str]:
         found = []

@@ -15,6 +15,7 @@ from daps_robot.estimators.base import ESTIMATORS, AnnealedConfig, Estimator, Lo
 from daps_robot.models.code_model import CodeModel
 from daps_robot.models.sampling import sample
 from daps_robot.models.tokenizer import Inputs, Tokenizer
+from daps_robot.parallel import all_rows, mean_over_ranks, uniform
 
 
 @dataclass(frozen=True)
@@ -76,14 +77,15 @@ class PPO(Estimator):
             snapshot = [p.detach().clone() for p in (*tokenizer.front_end.parameters(), *posterior.parameters())]
         with torch.no_grad():
             old_memory = old_posterior.prepare(old_front_end(inputs.x))
-            codes = sample(old_posterior, old_memory, torch.rand(len(inputs.x), 1, posterior.config.positions)).codes
+            uniforms = uniform(len(inputs.x), 1, posterior.config.positions, device=inputs.x.device)
+            codes = sample(old_posterior, old_memory, uniforms).codes
             old = old_posterior.logits(old_memory, codes).log_softmax(-1)
         encoded = tokenizer.front_end(inputs.x)
         new = posterior.logits(posterior.prepare(encoded), codes).log_softmax(-1)
         r = tokenizer.log_likelihood(codes, inputs)
 
         with torch.no_grad():
-            spread = r.std()
+            spread = all_rows(r).std()
             self.reward_scale.copy_(spread if self.reward_scale == 0 else self.reward_scale.lerp(spread, 0.01))
         rewards = r.detach() / self.reward_scale.clamp(min=1e-6)
         values = self.critic(encoded.detach().mean(1))
@@ -95,7 +97,7 @@ class PPO(Estimator):
         penalty = self.kl_coefficient.clone() * old_kl + beta / self.reward_scale * kl
         loss = penalty - surrogate - r.mean() + critic_loss
         with torch.no_grad():
-            self.kl_coefficient.copy_(adapted(self.kl_coefficient, old_kl, config.kl_target))
+            self.kl_coefficient.copy_(adapted(self.kl_coefficient, mean_over_ranks(old_kl), config.kl_target))
             if step % config.lag == 0:
                 for parameter, value in zip(self.old.parameters(), snapshot, strict=True):
                     parameter.copy_(value)

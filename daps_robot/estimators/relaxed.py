@@ -23,6 +23,7 @@ from daps_robot.estimators.base import ESTIMATORS, AnnealedConfig, Estimator, Lo
 from daps_robot.models.code_model import CodeModel
 from daps_robot.models.sampling import relaxed
 from daps_robot.models.tokenizer import Inputs, Tokenizer
+from daps_robot.parallel import noise
 
 Logits = Float[Tensor, "... v"]
 
@@ -101,7 +102,7 @@ def one_hot_of(codes: Tensor, logits: Logits) -> Logits:
 
 def gumbel_noise(like: Tensor) -> Tensor:
     """Standard Gumbel noise."""
-    return -torch.empty_like(like).exponential_().log()
+    return -noise(lambda t: t.exponential_(), like.shape, like.device).log()
 
 
 def gumbel_softmax(logits: Logits, temperature: float) -> Logits:
@@ -119,11 +120,10 @@ def gumbel_rao(logits: Logits, temperature: float, draws: int) -> Logits:
     log_probs = logits.detach().log_softmax(-1)  # Z = 1
     codes = (log_probs + gumbel_noise(log_probs)).argmax(-1)
     hard = one_hot_of(codes, logits)
-    exponential = torch.empty(draws, *logits.shape, device=logits.device).exponential_()
+    exponential = noise(lambda t: t.exponential_(), (draws, *logits.shape), logits.device, axis=1)
     of_code = (exponential * hard).sum(-1, keepdim=True)
     perturbed = torch.where(hard.bool(), -of_code.log(), -(exponential * (-log_probs).exp() + of_code).log())
-    noise = perturbed - log_probs
-    soft = torch.softmax((logits.log_softmax(-1) + noise) / temperature, dim=-1).mean(0)
+    soft = torch.softmax((logits.log_softmax(-1) + (perturbed - log_probs)) / temperature, dim=-1).mean(0)
     return straight_through(hard, soft)
 
 

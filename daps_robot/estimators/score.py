@@ -21,6 +21,7 @@ from daps_robot.estimators.parts import loss_by_parts, part_size_for
 from daps_robot.models.code_model import CodeModel, Memory
 from daps_robot.models.sampling import sample
 from daps_robot.models.tokenizer import Inputs, Tokenizer
+from daps_robot.parallel import uniform
 
 Metrics = dict[str, Tensor]
 
@@ -75,7 +76,7 @@ class ScoreEstimator(Estimator):
         assert isinstance(posterior, CodeModel)
 
         memory = tokenizer.prepare(inputs)  # encoded once, for drawing and for the update
-        uniforms = torch.rand(len(inputs.x), config.k, posterior.config.positions, device=inputs.x.device)
+        uniforms = uniform(len(inputs.x), config.k, posterior.config.positions, device=inputs.x.device)
         z = sample(posterior, memory, uniforms)
         part = config.part_size or part_size_for(z.codes)
         decoder_loss, r, slopes = decoder_update(tokenizer, z.codes, inputs, part)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from daps_robot.errors import ConfigError
@@ -92,6 +92,25 @@ class ObservationFrontEndConfig:
             )
 
 
+@dataclass(frozen=True)
+class LabelFrontEndConfig:
+    """Class labels: an embedding of each.
+
+    Attributes:
+        classes: how many there are.
+        tokens: memory tokens of a label.
+        transformer: gives the width; a label needs no attention.
+    """
+
+    classes: int = 10
+    tokens: int = 4
+    transformer: TransformerConfig = field(default_factory=TransformerConfig)
+
+    def __post_init__(self) -> None:
+        if min(self.classes, self.tokens) < 1:
+            raise ConfigError(f"{self.classes} classes in {self.tokens} tokens: at least 1 of each")
+
+
 FrontEndConfig = ChunkFrontEndConfig | PatchFrontEndConfig
 
 
@@ -155,6 +174,16 @@ class ObservationFrontEnd(nn.Module):
 
     def forward(self, x: Float[Tensor, "b n o"]) -> Float[Tensor, "b m d"]:
         return self.encoder(rearrange(self.embed(x), "b n (i d) -> b (n i) d", i=self.tokens_per_step))
+
+
+class LabelFrontEnd(nn.Module):
+    def __init__(self, config: LabelFrontEndConfig) -> None:
+        super().__init__()
+        self.tokens = config.tokens
+        self.embed = nn.Embedding(config.classes, config.tokens * config.transformer.width)
+
+    def forward(self, labels: Int[Tensor, " b"]) -> Float[Tensor, "b m d"]:
+        return rearrange(self.embed(labels), "b (m d) -> b m d", m=self.tokens)
 
 
 def make_front_end(config: FrontEndConfig | ObservationFrontEndConfig) -> nn.Module:

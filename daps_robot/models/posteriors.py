@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from daps_robot.errors import ConfigError
 from daps_robot.models.code_model import CodeModel, CodeModelConfig, CodeTrunk, LatticeHead, Memory
 from daps_robot.models.quantizers import FSQ, VQ, embed_codebook, fsq_levels
+from daps_robot.parallel import noise
 
 
 def levels_for(config: CodeModelConfig, levels: tuple[int, ...] | None) -> tuple[int, ...]:
@@ -95,8 +96,8 @@ class GaussianPosterior(TrunkPosterior):
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum((1, 2))[:, None]
         if k is None:
             return mean[:, None], kl
-        noise = torch.randn(len(mean), k, *mean.shape[1:], device=mean.device)
-        return mean[:, None] + (0.5 * log_variance).exp()[:, None] * noise, kl.expand(-1, k)
+        standard = noise(lambda t: t.normal_(), (len(mean), k, *mean.shape[1:]), mean.device)
+        return mean[:, None] + (0.5 * log_variance).exp()[:, None] * standard, kl.expand(-1, k)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from daps_robot.models.likelihoods import LikelihoodConfig, make_likelihood
 from daps_robot.models.posteriors import GaussianPosterior, PosteriorConfig, QuantizedPosterior, make_posterior
 from daps_robot.models.pretrained import load_pretrained, restore, save_pretrained
 from daps_robot.models.sampling import CodeSample, greedy, sample
+from daps_robot.parallel import uniform
 
 
 @dataclass(frozen=True)
@@ -154,8 +155,8 @@ class Tokenizer(nn.Module):
         codes = self.config.codes
         stochastic = isinstance(self.posterior, CodeModel)
         keys = memory[0][0]
-        noise = torch.rand(len(keys), k, codes.positions, device=keys.device) if k and stochastic else None
-        z = self.draw(memory, noise)
+        uniforms = uniform(len(keys), k, codes.positions, device=keys.device) if k and stochastic else None
+        z = self.draw(memory, uniforms)
         kl = codes.bits * math.log(2) - z.entropy.sum(-1)
         return Encoded(self.embedding(z.codes), z.codes, kl if stochastic else None)
 

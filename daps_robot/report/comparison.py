@@ -11,10 +11,12 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
-from daps_robot.report.html import figure, grid, paragraph, section
+from daps_robot.report.html import figure, grid, paragraph, section, write_document
 from daps_robot.report.style import CSS, PAGE, SMALL, panel, to_svg
 from daps_robot.training.logger import read_rows
 from daps_robot.types import JSON
+
+WIDE = ".wide{overflow-x:auto}.wide td{white-space:nowrap}"
 
 UNRANKED = ("vae",)
 """Outside the ranking: no codes, no limit of bits."""
@@ -79,8 +81,9 @@ def write_comparison(out: Path, results: Sequence[JSON], exploratory: bool) -> P
         if exploratory
         else "Trained for three minutes or longer; means of three seeds or more."
     )
+    title = f"{len(names)} estimators at equal bits"
     body = [
-        f'<header><p class="name">daps_robot</p><h1>{len(names)} estimators at equal bits</h1>',
+        f'<header><p class="name">daps_robot</p><h1>{title}</h1>',
         paragraph(
             f"{label} Same data, front end, decoder and trainer; encoders within 5% in size; {seeds} seeds. ± is the 95% t "
             "interval of the mean over seeds; a best value is bold only where its interval lies clear of all others. "
@@ -93,17 +96,7 @@ def write_comparison(out: Path, results: Sequence[JSON], exploratory: bool) -> P
         section("Curves", grid(plot(out, names, axis, metric, unit) for axis, metric, unit in CURVES)),
         "</main>",
     ]
-    page = (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Estimators · daps_robot</title>'
-        '<meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,">'
-        f"<style>{CSS}.wide{{overflow-x:auto}}.wide td{{white-space:nowrap}}</style></head>\n"
-        f"<body>{''.join(body)}</body></html>\n"
-    )
-    path = out / "comparison.html"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(path)
-    return path
+    return write_document(out / "comparison.html", title, body, CSS + WIDE)
 
 
 def table(results: Sequence[JSON], names: Sequence[str], readout: str) -> str:

@@ -33,7 +33,7 @@ def tokenizer_curves(run: Run, policy: LatentPolicy) -> str:
         return section(title, missing(f"No curves: the tokenizer's metrics are not at {metrics.path}."))
     warm = phases(metrics)
     daps = run.get("configuration.tokenizer.command.settings", {})
-    panels = [*_what_it_reaches(metrics, policy), *_how_it_searches(metrics, daps.get("k"), daps.get("ess_target"))]
+    panels = [*_what_it_reaches(metrics, policy), *how_it_searches(metrics, daps.get("k"), daps.get("ess_target"))]
     drawn, absent = [], []
     for i, panel in enumerate(panels):
         if any(panel.how[split].size for split in ("valid", "train") if split in panel.how):
@@ -82,8 +82,8 @@ def _what_it_reaches(metrics: Metrics, policy: LatentPolicy) -> list[Panel]:
     ]
 
 
-def _how_it_searches(metrics: Metrics, k: int | None, ess_target: float | None) -> list[Panel]:
-    """The quantities of DAPS; `k` samples per chunk and the target of their effective size as a share, where known."""
+def how_it_searches(metrics: Metrics, k: int | None, ess_target: float | None) -> list[Panel]:
+    """The quantities of DAPS; `k` samples per input and the target of their effective size as a share, where known."""
     limits = (0.0, 1.2 * k) if k else (0.0, None)
     return [
         Panel(
@@ -99,7 +99,7 @@ def _how_it_searches(metrics: Metrics, k: int | None, ess_target: float | None) 
         Panel(
             "Distinct samples",
             "samples",
-            "Different sequences among those sampled for a chunk. Good: well above 2, or there is nothing to compare.",
+            "Different sequences among those sampled for an input. Good: well above 2, or there is nothing to compare.",
             {"train": metrics.series("train", "distinct"), "line": (float(k), "all different") if k else None, "limits": limits},
         ),
         Panel(

@@ -4,10 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from html import escape
+from pathlib import Path
 
+from daps_robot.errors import RunDirectoryError
 from daps_robot.report.run import Run
 
 Format = Callable[[float], str]
+
+
+def write_document(path: Path, title: str, body: Iterable[str], css: str) -> Path:
+    """Write a page that needs no other file; a reader finds the old one or the new one, never half.
+
+    Raises:
+        RunDirectoryError: it cannot be written.
+    """
+    text = (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)} · daps_robot</title>'
+        '<meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,">'
+        f"<style>{css}</style></head>\n<body>{chr(10).join(body)}</body></html>\n"
+    )
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise RunDirectoryError(f"cannot write {path}: {error.strerror}") from error
+    return path
 
 
 def percent(value: float) -> str:

@@ -9,7 +9,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from html import escape
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -19,6 +18,7 @@ from daps_robot.data.demos import DemoSet, read_demos
 from daps_robot.errors import DapsRobotError, RunDirectoryError
 from daps_robot.models.policy import DecodingConfig, LatentPolicy
 from daps_robot.report import curves, headline, plots, sections
+from daps_robot.report.html import write_document
 from daps_robot.report.measure import action_deviation, action_names, code_usage, held_out, trace
 from daps_robot.report.run import Run, policy_directory, read_run
 from daps_robot.report.style import CSS, LIGHT, to_png
@@ -30,21 +30,14 @@ def write_page(out: Path, policy: LatentPolicy, demos: DemoSet) -> Path:
     Raises:
         RunDirectoryError: there is no report, or the page cannot be written.
     """
-    path = out / "report.html"
-    text = render(read_run(out), policy, demos)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise RunDirectoryError(f"cannot write {path}: {error.strerror}") from error
-    return path
-
-
-def render(run: Run, policy: LatentPolicy, demos: DemoSet) -> str:
-    """The page's HTML."""
+    run = read_run(out)
     name = headline.task_name(run, demos)
-    body = [
+    return write_document(out / "report.html", name, body(run, policy, demos, name), CSS)
+
+
+def body(run: Run, policy: LatentPolicy, demos: DemoSet, name: str) -> list[str]:
+    """The page's parts."""
+    return [
         f'<header><p class="name">daps_robot</p><h1>{headline.title(run, name)}</h1>{headline.lead(run)}</header><main>',
         headline.rates(run),
         headline.facts(run, policy),
@@ -60,11 +53,6 @@ def render(run: Run, policy: LatentPolicy, demos: DemoSet) -> str:
         sections.words(),
         "</main><footer>Written by daps_robot from report.json, the trainings' metrics and the held-out demonstrations.</footer>",
     ]
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(name)} · daps_robot</title>'
-        '<meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,">'
-        f"<style>{CSS}</style></head>\n<body>{chr(10).join(body)}</body></html>\n"
-    )
 
 
 def save_figures(out: Path, policy: LatentPolicy, demos: DemoSet, folder: Path) -> list[Path]:

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from daps_robot.estimators.base import Loss
 from daps_robot.models.policy import LatentPolicy
+from daps_robot.parallel import uniform
 from daps_robot.training.metrics import squared_error
-from daps_robot.training.tokenizer import EVAL_BATCH, chunk_inputs
-from daps_robot.training.trainer import Batches, Objective
+from daps_robot.training.stream import Batches
+from daps_robot.training.tokenizer import chunk_inputs, examples_at_a_time, to_device
+from daps_robot.training.trainer import Objective
 from daps_robot.types import ChunkBatch
 
 CodeSource = Literal["sampled", "most-likely"]
@@ -33,8 +35,8 @@ class DistillObjective(Objective):
         tokenizer = self.policy.tokenizer
         with torch.no_grad():
             memory = tokenizer.prepare(chunk_inputs(tokenizer, batch))
-            shape = (len(batch.actions), 1, tokenizer.config.codes.positions)
-            uniforms = torch.rand(shape, device=batch.actions.device) if source == "sampled" else None
+            size = (len(batch.actions), 1, tokenizer.config.codes.positions)
+            uniforms = uniform(*size, device=batch.actions.device) if source == "sampled" else None
             return tokenizer.draw(memory, uniforms).codes
 
     def forward(self, batch: ChunkBatch, step: int) -> Loss:
@@ -53,8 +55,9 @@ class DistillObjective(Objective):
         policy = self.policy
         device = policy.scaler.shift.device
         nll, hits, error, steps = 0.0, torch.zeros(policy.config.codes.positions), torch.zeros(1), 0.0
-        for index in torch.arange(len(self.valid)).split(EVAL_BATCH):
-            batch = ChunkBatch(*(t.to(device) for t in self.valid.gather(index)))
+        for index in torch.arange(len(self.valid)).split(examples_at_a_time(policy.config.codes)):
+            batch = to_device(self.valid.gather(index), device)
+            assert isinstance(batch, ChunkBatch)
             codes = self.targets(batch, "most-likely")
             logits = policy.code_model.logits(policy.prepare(batch.observations), codes)
             log_prob = torch.log_softmax(logits, -1).gather(-1, codes[..., None])[..., 0]

@@ -3,25 +3,47 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from daps_robot import parallel
 from daps_robot.estimators.base import Estimator, Loss
+from daps_robot.models.code_model import CodeModelConfig
 from daps_robot.models.tokenizer import Inputs, Tokenizer
 from daps_robot.training.metrics import code_counts, mean_squared_error, perplexity, squared_error
-from daps_robot.training.trainer import Batches, Objective
+from daps_robot.training.stream import Batches
+from daps_robot.training.trainer import Objective
 from daps_robot.types import ChunkBatch
 
 EVAL_SAMPLES = 8
-EVAL_BATCH = 256
+EVAL_POSITIONS = 16384
+
+
+class Measure(Protocol):
+    """Further metrics of reconstructions in the data's units.
+
+    Attributes:
+        sums: over what was seen; over what all processes have seen, before `result`.
+    """
+
+    sums: dict[str, float]
+
+    def update(self, x: Tensor, y: Tensor) -> None: ...
+
+    def result(self) -> dict[str, float]: ...
 
 
 def chunk_inputs(tokenizer: Tokenizer, batch: ChunkBatch) -> Inputs:
     """A window's normalised chunk, and the observation at which it starts where the decoder is conditioned on it."""
     return tokenizer.inputs(batch.actions, batch.mask, batch.observations[:, -1])
+
+
+def to_device(batch: ChunkBatch | Tensor, device: torch.device) -> ChunkBatch | Tensor:
+    return ChunkBatch(*(t.to(device) for t in batch)) if isinstance(batch, ChunkBatch) else batch.to(device)
 
 
 def batch_inputs(tokenizer: Tokenizer, batch: ChunkBatch | Tensor) -> Inputs:
@@ -34,10 +56,13 @@ class TokenizerObjective(Objective):
 
     criterion = "loss"
 
-    def __init__(self, tokenizer: Tokenizer, estimator: Estimator, valid: Batches) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, estimator: Estimator, valid: Batches, measure: Callable[[], Measure] | None = None
+    ) -> None:
+        """`measure` makes what each validation measures besides (see `evaluate_tokenizer`)."""
         super().__init__()
         self.tokenizer, self.estimator = tokenizer, estimator
-        self.valid = valid
+        self.valid, self.measure = valid, measure
         self.steps = 0
 
     def forward(self, batch: ChunkBatch | Tensor, step: int) -> Loss:
@@ -49,7 +74,8 @@ class TokenizerObjective(Objective):
 
     def evaluate(self) -> dict[str, float]:
         self.estimator.settle(self.steps)
-        return evaluate_tokenizer(self.tokenizer, self.valid, self.estimator.beta(self.estimator.total_steps))
+        beta_end = self.estimator.beta(self.estimator.total_steps)
+        return evaluate_tokenizer(self.tokenizer, self.valid, beta_end, self.measure)
 
     def save(self, directory: Path) -> None:
         self.tokenizer.save_pretrained(directory)
@@ -59,7 +85,9 @@ class TokenizerObjective(Objective):
 
 
 @torch.no_grad()
-def evaluate_tokenizer(tokenizer: Tokenizer, data: Batches, beta_end: float) -> dict[str, float]:
+def evaluate_tokenizer(
+    tokenizer: Tokenizer, data: Batches, beta_end: float, measure: Callable[[], Measure] | None = None
+) -> dict[str, float]:
     """Metrics over a whole split.
 
     `reconstruction` (−log p(x|z), z ~ q), `kl`, `elbo` (β=1), `elbo_beta_end`, `entropy`: nats per example of normalised
@@ -69,52 +97,68 @@ def evaluate_tokenizer(tokenizer: Tokenizer, data: Batches, beta_end: float) -> 
     the peak is the range of the split's data. `perplexity`: of the most likely codes, per position over the split, then
     averaged. `unused_codes`: share of the vocabulary that no example uses, averaged over positions. `bits_used`: sum over
     positions of the entropy of those frequencies; of a Gaussian, its KL in bits. `loss` is −`elbo_beta_end`, of quantisers
-    `reconstruction`.
+    `reconstruction`. `measure` makes what measures further: its results are of the most likely reconstructions, and with the
+    suffix `_sample` of those from one posterior sample.
     """
     codes_config, device = tokenizer.config.codes, tokenizer.scaler.shift.device
-    sums: dict[str, float] = {}
-    counts = torch.zeros(codes_config.positions, codes_config.vocabulary, dtype=torch.long)
-    squares: dict[str, Any] = {"rmse": 0.0, "rmse_sample": 0.0}
-    steps: Any = 0.0
-    low, high, errors = math.inf, -math.inf, []
-    for index in torch.arange(len(data)).split(EVAL_BATCH):
-        batch = data.gather(index)
-        batch = ChunkBatch(*(t.to(device) for t in batch)) if isinstance(batch, ChunkBatch) else batch.to(device)
+    n, channels = len(data), tokenizer.config.front_end.channels
+    nats: dict[str, Tensor] = {"reconstruction": torch.zeros((), dtype=torch.float64, device=device)}
+    counts = torch.zeros(codes_config.positions, codes_config.vocabulary, dtype=torch.long, device=device)
+    squares = torch.zeros(2, channels, dtype=torch.float64, device=device)  # of the most likely codes, of a sample
+    measures = [measure(), measure()] if measure else []
+    steps = torch.zeros((), dtype=torch.float64, device=device)
+    low, high, decibels = math.inf, -math.inf, torch.zeros((), dtype=torch.float64, device=device)
+    for index in torch.arange(n).split(examples_at_a_time(codes_config)):
+        share = parallel.own_share(len(index))
+        batch = to_device(data.gather(index[share]), device)
         x, observation = (batch.actions, batch.observations[:, -1]) if isinstance(batch, ChunkBatch) else (batch, None)
         inputs = batch_inputs(tokenizer, batch)
         memory = tokenizer.prepare(inputs)
-        drawn, likely = tokenizer.encoded(memory, EVAL_SAMPLES), tokenizer.encoded(memory)
+        with parallel.rows_of(share.start, len(index)):
+            drawn = tokenizer.encoded(memory, EVAL_SAMPLES)
+        likely = tokenizer.encoded(memory)
         params = tokenizer.decoder_params(drawn.embedded, inputs)
-        values = {"reconstruction": -tokenizer.likelihood.log_prob(params, inputs.x, inputs.mask)}
+        nats["reconstruction"] -= tokenizer.likelihood.log_prob(params, inputs.x, inputs.mask).mean(1).double().sum()
         if drawn.kl is not None:
-            values["kl"] = drawn.kl
-        for name, value in values.items():
-            sums[name] = sums.get(name, 0.0) + float(value.mean(1).double().sum())
+            nats["kl"] = nats.get("kl", 0) + drawn.kl.mean(1).double().sum()
         if likely.codes is not None:
-            counts += code_counts(likely.codes[:, 0], codes_config.vocabulary).cpu()
-        for name, embedded in (("rmse", likely.embedded), ("rmse_sample", drawn.embedded[:, :1])):
+            counts += code_counts(likely.codes[:, 0], codes_config.vocabulary)
+        for i, embedded in enumerate((likely.embedded, drawn.embedded[:, :1])):
             again = tokenizer.decode_embedded(embedded, observation)[:, 0]
-            error, n = squared_error(x, again, inputs.mask)
-            squares[name] = squares[name] + error
-            if name == "rmse":
-                steps = steps + n
-                errors.append(mean_squared_error(x, again, inputs.mask))
+            error, of_steps = squared_error(x, again, inputs.mask)
+            squares[i] += error
+            if measures:
+                measures[i].update(x, again)
+            if i == 0:
+                steps += of_steps
+                decibels -= 10 * mean_squared_error(x, again, inputs.mask).clamp(min=1e-12).log10().sum()
         low, high = min(low, float(x.min())), max(high, float(x.max()))
-    result = {name: value / len(data) for name, value in sums.items()}
+    low, high = -parallel.largest([-low], device)[0], parallel.largest([high], device)[0]
+    for total in (*nats.values(), counts, squares, steps, decibels):
+        parallel.sum_over_ranks(total)
+    result = {name: float(total) / n for name, total in nats.items()}
     if "kl" in result:
         result["elbo"] = -result["reconstruction"] - result["kl"]
         result["elbo_beta_end"] = -result["reconstruction"] - beta_end * result["kl"]
         if math.isfinite(tokenizer.bits):
             result["entropy"] = codes_config.bits * math.log(2) - result["kl"]
     result["loss"] = -result.get("elbo_beta_end", -result["reconstruction"])
-    for name, total in squares.items():
+    for name, total in zip(("rmse", "rmse_sample"), squares, strict=True):
         result |= {f"{name}/{i}": float(v) for i, v in enumerate((total / steps).sqrt())}
-    peak = (high - low) or 1.0
-    result["psnr"] = float((10 * torch.log10(peak**2 / torch.cat(errors).clamp(min=1e-12))).mean())
+    result["psnr"] = float(decibels) / n + 20 * math.log10((high - low) or 1.0)
     if math.isfinite(tokenizer.bits):
         result["perplexity"] = float(perplexity(counts).mean())
         result["unused_codes"] = float((counts == 0).double().mean())
         result["bits_used"] = float(perplexity(counts).double().log2().sum())
     else:
         result["bits_used"] = result["kl"] / math.log(2)
+    for measured, suffix in zip(measures, ("", "_sample"), strict=False):
+        totals = parallel.sum_of_each(list(measured.sums.values()), device)
+        measured.sums = dict(zip(measured.sums, totals, strict=True))
+        result |= {name + suffix: value for name, value in measured.result().items()}
     return result
+
+
+def examples_at_a_time(codes: CodeModelConfig) -> int:
+    """Examples that are evaluated together: 256, or as many as keep to EVAL_POSITIONS codes."""
+    return max(1, min(256, EVAL_POSITIONS // (EVAL_SAMPLES * codes.positions)))

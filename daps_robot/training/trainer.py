@@ -1,29 +1,31 @@
 """The core trainer, on Lightning Fabric. It knows nothing of actions or images.
 
 A step is a function of the weights, the data and (seed, step) alone: the batch's indices and all noise are derived from these
-two numbers, so an interrupted run goes on exactly where it was.
+two numbers, so an interrupted run goes on exactly where it was, and several processes (torchrun) take the steps of one.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import signal
 import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from daps_robot import parallel
 from daps_robot.checkpoints import load_state, owned_directory, save_state
 from daps_robot.config import differences, load_json, save_json, to_json
 from daps_robot.data.hdf5 import short
@@ -38,15 +40,7 @@ from daps_robot.training.optimizer import (
     make_optimizer,
     set_learning_rates,
 )
-
-
-@runtime_checkable
-class Batches(Protocol):
-    """Data that can be gathered by index."""
-
-    def __len__(self) -> int: ...
-
-    def gather(self, index: Tensor) -> Any: ...
+from daps_robot.training.stream import Batches, batches, step_seed
 
 
 class Objective(nn.Module, ABC):
@@ -85,7 +79,10 @@ class TrainerConfig:
         max_minutes: stop early after so many minutes of training; 0 for no limit.
         mark_minutes: go on for at least so many minutes of training, beyond max_steps if need be, and validate once they have
             passed: runs of different speed can then be compared after equal steps and after equal time. 0 for none.
-        batch_size: examples of a step.
+        batch_size: examples of a step, over all processes.
+        accumulate: parts of a batch whose gradients are added up, one after the other, for memory's sake; DAPS keeps to its
+            effective sample size in each part.
+        workers: processes that load data ahead; 0 loads it when it is needed.
         seed: of initial weights, batches and noise.
         device: where to train; "auto" takes a GPU where there is one.
         precision: float32, or bfloat16 autocast in which log-probabilities stay float32.
@@ -101,6 +98,8 @@ class TrainerConfig:
     max_minutes: float = 0.0
     mark_minutes: float = 0.0
     batch_size: int = 64
+    accumulate: int = 1
+    workers: int = 0
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
@@ -112,10 +111,10 @@ class TrainerConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
-        for name in ("patience", "max_skipped", "eval_every"):
+        for name in ("patience", "max_skipped", "eval_every", "workers"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} {getattr(self, name)} must be at least 0")
-        for name in ("max_steps", "batch_size", "log_every"):
+        for name in ("max_steps", "batch_size", "accumulate", "log_every"):
             if not 1 <= getattr(self, name) <= 10**9:
                 raise ConfigError(f"{name} {getattr(self, name)} must be from 1 to 10⁹")
         for name in ("max_minutes", "mark_minutes"):
@@ -143,33 +142,6 @@ NO_STEP = 2**40
 """In place of a step, for noise that belongs to none."""
 
 
-def step_seed(seed: int, step: int) -> int:
-    """One number from two; its streams are independent for different steps."""
-    return int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0]) & (2**63 - 1)
-
-
-def batch_index(examples: int, batch_size: int, seed: int, step: int) -> Tensor:
-    """Indices of the batch at a step: an endless stream of permutations, one after another, cut into batches."""
-    first = step * batch_size
-    epochs = range(first // examples, (first + batch_size - 1) // examples + 1)
-    order = torch.cat([_permutation(examples, seed, epoch) for epoch in epochs])
-    offset = first - epochs[0] * examples
-    return order[offset : offset + batch_size]
-
-
-_PERMUTATIONS: dict[tuple[int, int, int], Tensor] = {}
-
-
-def _permutation(examples: int, seed: int, epoch: int) -> Tensor:
-    key = (examples, seed, epoch)
-    if key not in _PERMUTATIONS:
-        while len(_PERMUTATIONS) >= 4:
-            _PERMUTATIONS.pop(next(iter(_PERMUTATIONS)))
-        generator = torch.Generator().manual_seed(step_seed(seed, -1 - epoch & 0x7FFFFFFF))
-        _PERMUTATIONS[key] = torch.randperm(examples, generator=generator)
-    return _PERMUTATIONS[key]
-
-
 class Trainer:
     """Runs the loop in a directory: config.json, metrics.jsonl, tensorboard/, state.pt (to resume), model/ (the best)."""
 
@@ -193,16 +165,42 @@ class Trainer:
         if self.config.batch_size > max(10_000, 100 * len(data)):
             raise ConfigError(f"batch_size {self.config.batch_size} is out of proportion to {len(data)} examples")
         fabric = self._fabric()
-        with owned_directory(self.directory), _stop_signals() as stop:
-            self._claim(resume, overwrite)
-            return self._fit(fabric, objective, data, resume, stop)
+        with owned_directory(self.directory) if parallel.is_main() else nullcontext(), _stop_signals() as stop:
+            if parallel.is_main():
+                self._claim(resume, overwrite)
+            parallel.wait_for_all()
+            training = _Training(self.config, self.directory, fabric, objective)
+            if resume and (self.directory / "state.pt").is_file():
+                training.load()
+            training.run(data, stop)
+            parallel.wait_for_all()
+        if not math.isfinite(training.progress.best):
+            raise DapsRobotError(
+                f"no validation of {self.directory} was finite: lower --lr, or look for absurd values in the data; "
+                "nothing was kept"
+            )
+        return load_json(self.directory / "best.json")
 
     def _fabric(self) -> Fabric:
-        device, precision = self.config.device, self.config.precision
+        """The device and the precision; under torchrun, one of several processes that share each batch."""
+        config, processes = self.config, int(os.environ.get("WORLD_SIZE", "1"))
+        if config.batch_size % (processes * config.accumulate):
+            raise ConfigError(
+                f"batch_size {config.batch_size} is not divisible by {processes} processes × {config.accumulate} parts: "
+                "choose a multiple"
+            )
+        several: dict[str, Any] = {"devices": 1}
+        if processes > 1:
+            here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+            # a warm start leaves parts of the network unused, which the reducer must find out
+            ddp = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
+            several = {"devices": here, "num_nodes": processes // here, "strategy": ddp}
         try:
-            return Fabric(accelerator=device, devices=1, precision=precision)
+            fabric = Fabric(accelerator=config.device, precision=config.precision, **several)
+            fabric.launch()
         except (ValueError, RuntimeError) as error:
-            raise ConfigError(f"device {device!r} in {precision!r} cannot be used: {short(error)}") from error
+            raise ConfigError(f"device {config.device!r} in {config.precision!r} cannot be used: {short(error)}") from error
+        return fabric
 
     def _claim(self, resume: bool, overwrite: bool) -> None:
         path = self.directory / "config.json"
@@ -231,143 +229,178 @@ class Trainer:
     def _holds_results(self) -> bool:
         return any((self.directory / name).exists() for name in ("state.pt", "best.json"))
 
-    def _fit(self, fabric: Fabric, objective: Objective, data: Batches, resume: bool, stop: _Stop) -> dict[str, float]:
-        config, progress = self.config, Progress()
+
+class _Training:
+    """A run of the loop: the model, what trains it, and where it stands."""
+
+    def __init__(self, config: TrainerConfig, directory: Path, fabric: Fabric, objective: Objective) -> None:
+        self.config, self.directory, self.fabric, self.objective = config, directory, fabric, objective
         optimizer = make_optimizer(config.optimizer, objective, objective.own_learning_rates())
-        model, optimizer = fabric.setup(objective, optimizer)
-        average = WeightAverage(objective, config.optimizer.ema) if config.optimizer.ema else None
-        interval = _Mean()
-        if resume and (self.directory / "state.pt").is_file():
-            self._load(objective, optimizer, average, progress, interval)
-        logger = MetricLogger(self.directory, progress.step, config.tensorboard)
-        last: dict[str, float] = {}
-        bar = tqdm(total=config.max_steps, initial=progress.step, disable=not sys.stderr.isatty(), unit="step")
+        self.model, self.optimizer = fabric.setup(objective, optimizer)
+        self.average = WeightAverage(objective, config.optimizer.ema) if config.optimizer.ema else None
+        self.progress, self.interval = Progress(), _Mean()
+        self.logger: MetricLogger | None = None
+        self.trained: dict[str, float] = {}  # the last means that were logged
+
+    def run(self, data: Batches, stop: _Stop) -> None:
+        config, progress, device = self.config, self.progress, self.fabric.device
+        if parallel.is_main():
+            self.logger = MetricLogger(self.directory, progress.step, config.tensorboard)
+        share = parallel.own_share(config.batch_size)
+        pin = device.type == "cuda"
+        stream = batches(data, config.batch_size, config.seed, progress.step, share, config.workers, pin)
+        hidden = not (sys.stderr.isatty() and parallel.is_main())
+        bar = tqdm(total=config.max_steps, initial=progress.step, disable=hidden, unit="step")
         clock = time.perf_counter()
         next_line = clock
         try:
             while not progress.finished:
-                step = progress.step
-                torch.manual_seed(step_seed(config.seed, step))
-                set_learning_rates(optimizer, learning_rate_scale(config.optimizer, step, config.max_steps))
-                batch = fabric.to_device(data.gather(batch_index(len(data), config.batch_size, config.seed, step)))
-                loss = model(batch, step)
-                fabric.backward(loss.value)
-                norm = clip_gradients(config.optimizer, optimizer)
-                if torch.isfinite(norm + loss.value.detach()):
-                    optimizer.step()
-                    progress.skipped_in_a_row = 0
-                    interval.add({"loss": loss.value.detach(), "gradient_norm": norm, **loss.metrics})
-                else:
-                    self._skip(objective, progress)
-                optimizer.zero_grad()
-                if average is not None:
-                    average.update(step)
+                self.step(self.fabric.to_device(next(stream)), share)
                 progress.step += 1
                 bar.update()
 
                 now = time.perf_counter()
-                before, progress.seconds, clock = progress.seconds, progress.seconds + now - clock, now
+                elapsed, stopping = parallel.largest([now - clock, float(stop.requested)], device)
+                before, progress.seconds, clock = progress.seconds, progress.seconds + elapsed, now
                 marked = before < 60 * config.mark_minutes <= progress.seconds
                 if progress.step % config.log_every == 0 or progress.step == config.max_steps:
-                    means = interval.means()
-                    last = {f"train/{name}": value for name, value in means.items()}
-                    rate = {"seconds": progress.seconds, "steps_per_second": progress.step / progress.seconds}
-                    logger.log(progress.step, "train", {**means, "skipped": float(progress.skipped), **rate})
-                    if bar.disable and now >= next_line:
-                        print(_line(progress, config, means), flush=True)
+                    self.log_means()
+                    if bar.disable and now >= next_line and parallel.is_main():
+                        print(_line(progress, config, self.trained), flush=True)
                         next_line = now + 10
                 out_of_time = bool(config.max_minutes) and progress.seconds >= 60 * config.max_minutes
                 at_end = progress.step >= config.max_steps
                 finished = out_of_time or (at_end and progress.seconds >= 60 * config.mark_minutes)
                 regular = config.eval_every and progress.step % config.eval_every == 0
                 if finished or marked or regular or progress.step == config.max_steps:
-                    self._evaluate(objective, average, progress, logger, last)
+                    self.evaluate()
                     finished = finished or 0 < config.patience <= progress.evaluations_since_best
                     if not finished:
-                        self._save(objective, optimizer, average, progress, interval)
+                        self.save()
                     clock = time.perf_counter()
                 if finished:
                     progress.finished = True
                     break
-                if stop.requested:
-                    self._save(objective, optimizer, average, progress, interval)
+                if stopping:
+                    self.save()
                     raise KeyboardInterrupt(f"stopped at step {progress.step}; state saved in {self.directory}")
         finally:
             bar.close()
-            logger.close()
-        self._save(objective, optimizer, average, progress, interval)
-        if not math.isfinite(progress.best):
-            raise DapsRobotError(
-                f"no validation of {self.directory} was finite: lower --lr, or look for absurd values in the data; "
-                "nothing was kept"
-            )
-        return load_json(self.directory / "best.json")
+            if self.logger is not None:
+                self.logger.close()
+        self.save()
 
-    def _skip(self, objective: Objective, progress: Progress) -> None:
+    def step(self, batch: Any, rows: slice) -> None:
+        """One optimiser step on a batch, of which these are the rows of this process."""
+        config, progress = self.config, self.progress
+        set_learning_rates(self.optimizer, learning_rate_scale(config.optimizer, progress.step, config.max_steps))
+        losses = [self.gradient(batch, rows, part) for part in range(config.accumulate)]
+        norm = clip_gradients(config.optimizer, self.optimizer)
+        finite = bool(torch.isfinite(norm + sum(loss.value for loss in losses)))
+        if parallel.largest([float(not finite)], norm.device) == [0]:
+            self.optimizer.step()
+            progress.skipped_in_a_row = 0
+            for loss in losses:
+                self.interval.add({"loss": loss.value, "gradient_norm": norm, **loss.metrics})
+        else:
+            self.skip()
+        self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update(progress.step)
+
+    def gradient(self, batch: Any, rows: slice, part: int) -> Loss:
+        """Add the gradient of one of the parts of a batch to what is there; its loss, detached."""
+        parts = self.config.accumulate
+        size = (rows.stop - rows.start) // parts
+        own = slice(part * size, (part + 1) * size)
+        torch.manual_seed(step_seed(self.config.seed, self.progress.step))
+        with (
+            parallel.rows_of(rows.start + own.start, self.config.batch_size),
+            self.fabric.no_backward_sync(self.model, enabled=part < parts - 1),
+        ):
+            loss = self.model(_cut(batch, own), self.progress.step)
+            self.fabric.backward(loss.value / parts)
+        return Loss(loss.value.detach(), loss.metrics)
+
+    def skip(self) -> None:
+        progress = self.progress
         progress.skipped += 1
         progress.skipped_in_a_row += 1
         if progress.skipped_in_a_row > self.config.max_skipped:
-            names = [n for n, p in objective.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+            gradients = [(name, p.grad) for name, p in self.objective.named_parameters() if p.grad is not None]
+            names = [name for name, gradient in gradients if not gradient.isfinite().all()]
             raise DapsRobotError(
                 f"{progress.skipped_in_a_row} steps in a row had a non-finite loss or gradient "
                 f"(first in {names[0] if names else 'the loss'}): lower the learning rate or check the data"
             )
 
-    def _evaluate(
-        self,
-        objective: Objective,
-        average: WeightAverage | None,
-        progress: Progress,
-        logger: MetricLogger,
-        last: dict[str, float],
-    ) -> None:
+    def log_means(self) -> None:
+        """Log the means since the last time."""
+        progress = self.progress
+        means = self.interval.means(self.fabric.device)
+        self.trained = {f"train/{name}": value for name, value in means.items()}
+        rate = {"seconds": progress.seconds, "steps_per_second": progress.step / progress.seconds}
+        if self.logger is not None:
+            self.logger.log(progress.step, "train", {**means, "skipped": float(progress.skipped), **rate})
+
+    def evaluate(self) -> None:
         """Validate (the averaged weights if there are such), log, and keep the model if it is the best so far."""
-        if average is not None:
-            average.swap()
+        objective, progress = self.objective, self.progress
+        if self.average is not None:
+            self.average.swap()
         objective.eval()
         torch.manual_seed(step_seed(self.config.seed, NO_STEP))  # the same noise at every validation
         metrics = {**objective.evaluate(), "step": progress.step, "train_seconds": progress.seconds}
-        logger.log(progress.step, "valid", metrics)
-        for warning in objective.warnings({**last, **metrics}):
-            print(f"warning: {warning}", file=sys.stderr, flush=True)
         progress.evaluations_since_best += 1
         value = metrics[objective.criterion]
-        if value < progress.best:
+        better = value < progress.best
+        if better:
             progress.best, progress.best_step = value, progress.step
             progress.evaluations_since_best = 0
-            objective.save(self.directory / "model")
-            save_json(metrics, self.directory / "best.json")
+        if self.logger is not None:
+            self.logger.log(progress.step, "valid", metrics)
+            for warning in objective.warnings({**self.trained, **metrics}):
+                print(f"warning: {warning}", file=sys.stderr, flush=True)
+            if better:
+                objective.save(self.directory / "model")
+                save_json(metrics, self.directory / "best.json")
         objective.train()
-        if average is not None:
-            average.swap()
+        if self.average is not None:
+            self.average.swap()
 
-    def _save(
-        self, objective: Objective, optimizer: Any, average: WeightAverage | None, progress: Progress, interval: _Mean
-    ) -> None:
+    def save(self) -> None:
+        if not parallel.is_main():
+            return
         state = {
-            "model": objective.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "average": None if average is None else average.average,
-            "progress": vars(progress),
-            "interval": vars(interval),
+            "model": self.objective.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": None if self.average is None else self.average.average,
+            "progress": vars(self.progress),
+            "interval": vars(self.interval),
         }
         save_state(state, self.directory / "state.pt")
 
-    def _load(
-        self, objective: Objective, optimizer: Any, average: WeightAverage | None, progress: Progress, interval: _Mean
-    ) -> None:
+    def load(self) -> None:
         path = self.directory / "state.pt"
         state = load_state(path)
         try:
-            objective.load_state_dict(state["model"])
-            optimizer.load_state_dict(state["optimizer"])
-            if average is not None:
-                for own, saved in zip(average.average, state["average"], strict=True):
+            self.objective.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.average is not None:
+                for own, saved in zip(self.average.average, state["average"], strict=True):
                     own.copy_(saved)
-            vars(progress).update(state["progress"])
-            vars(interval).update(state["interval"])
+            vars(self.progress).update(state["progress"])
+            vars(self.interval).update(state["interval"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"{path} is not the training state of this run: start anew with --overwrite") from error
+
+
+def _cut(batch: Any, rows: slice) -> Any:
+    """Some rows of a batch: a tensor, or a (named) tuple of them."""
+    if isinstance(batch, Tensor):
+        return batch[rows]
+    parts = tuple(tensor[rows] for tensor in batch)
+    return batch._make(parts) if hasattr(batch, "_make") else parts
 
 
 class _Mean:
@@ -382,8 +415,9 @@ class _Mean:
             self.sums[name] = self.sums[name] + value if name in self.sums else value
             self.counts[name] = self.counts.get(name, 0) + 1
 
-    def means(self) -> dict[str, float]:
-        means = {name: float(total) / self.counts[name] for name, total in self.sums.items()}
+    def means(self, device: torch.device) -> dict[str, float]:
+        own = [float(total) / self.counts[name] for name, total in self.sums.items()]
+        means = dict(zip(self.sums, parallel.mean_of_each(own, device), strict=True))
         self.sums, self.counts = {}, {}
         return means
 
@@ -416,5 +450,5 @@ def _stop_signals() -> Iterator[_Stop]:
 
 def _line(progress: Progress, config: TrainerConfig, means: dict[str, float]) -> str:
     shown = ("reconstruction", "nll", "ess", "eta", "distinct")
-    values = "  ".join(f"{name} {means[name]:.4g}" for name in shown if name in means)
+    values = "  ".join(f"{name} {means[f'train/{name}']:.4g}" for name in shown if f"train/{name}" in means)
     return f"step {progress.step}/{config.max_steps}  {progress.seconds:.0f} s  {values}"

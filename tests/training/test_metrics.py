@@ -86,7 +86,7 @@ def test_the_validation_of_a_tokenizer(monkeypatch):
         assert found["entropy"] == pytest.approx(-log_q.mean().item(), abs=0.3)
         assert found["reconstruction"] == pytest.approx(-tokenizer.log_likelihood(z, inputs).mean().item(), rel=0.02)
     # the figures are of the whole split, however it is cut
-    monkeypatch.setattr(tokenizer_training, "EVAL_BATCH", 7)
+    monkeypatch.setattr(tokenizer_training, "EVAL_POSITIONS", 7 * 8 * 4)
     torch.manual_seed(1)
     again = evaluate_tokenizer(tokenizer, data, beta_end=0.3)
     for name in ("rmse/0", "rmse/2", "perplexity", "unused_codes"):

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy_objective import ToyData, ToyObjective, config, train
+from toy_objective import ToyObjective, config, train
 
 from daps_robot.checkpoints import load_state, load_tensors, save_state
 from daps_robot.errors import CheckpointError, ConfigError, DapsRobotError, RunDirectoryError
 from daps_robot.training.logger import read_rows
 from daps_robot.training.optimizer import OptimizerConfig
-from daps_robot.training.trainer import TrainerConfig, batch_index, step_seed
+from daps_robot.training.trainer import TrainerConfig
 
 TIMES = {"seconds", "steps_per_second", "train_seconds"}
 
@@ -279,35 +279,7 @@ def test_an_unknown_device_or_precision_is_refused(tmp_path, settings):
         train(tmp_path, **settings)
 
 
-# -- batches, noise, averages ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("examples, batch", [(37, 8), (8, 8), (5, 13), (1, 3), (100, 7)])
-def test_batches_are_a_stream_of_permutations(examples, batch):
-    stream = torch.cat([batch_index(examples, batch, 3, step) for step in range(4 * examples)])
-    assert len(stream) == 4 * examples * batch
-    epochs = stream[: len(stream) // examples * examples].view(-1, examples)
-    assert (epochs.sort(-1).values == torch.arange(examples)).all()
-    if examples > 20:
-        assert len({tuple(e) for e in epochs.tolist()}) == len(epochs)
-        assert not torch.equal(batch_index(examples, batch, 4, 0), batch_index(examples, batch, 3, 0))
-
-
-def test_a_batch_depends_on_seed_and_step_alone():
-    expected = batch_index(37, 8, 3, 11)
-    for step in (0, 40, 3, 90):
-        batch_index(37, 8, 3, step)
-    assert torch.equal(batch_index(37, 8, 3, 11), expected)
-
-
-def test_the_trainer_gathers_that_stream(tmp_path):
-    data = ToyData()
-    train(tmp_path, data=data, seed=3)
-    assert data.gathered == [batch_index(37, 8, 3, step).tolist() for step in range(20)]
-
-
-def test_step_seeds_differ():
-    assert len({step_seed(seed, step) for seed in range(10) for step in range(100)}) == 1000
+# -- averages ------------------------------------------------------------------------------------------------
 
 
 def test_the_average_is_what_is_validated_and_saved(tmp_path):

@@ -1,0 +1,313 @@
+"""Train a tokenizer of pictures or motion capture: the same networks, estimators and trainer as for action chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from daps_robot import parallel
+from daps_robot.config import save_json
+from daps_robot.data.images import IMAGE_DATASETS, ImageDataset, ImageTransform, read_images
+from daps_robot.data.motion import read_motion
+from daps_robot.data.normalize import Scaler
+from daps_robot.errors import ConfigError
+from daps_robot.estimators import ESTIMATORS, DAPSConfig, EstimatorConfig
+from daps_robot.models.tokenizer import Tokenizer
+from daps_robot.presets import Preset, picture_preset, preset
+from daps_robot.registry import unknown_name
+from daps_robot.report.fid import ReconstructionFID
+from daps_robot.report.image_page import write_image_page
+from daps_robot.report.image_plots import ImageExamples, save_examples_png
+from daps_robot.training.image_metrics import ImageMetrics, bits_per_dimension
+from daps_robot.training.metrics import code_counts
+from daps_robot.training.motion_metrics import MotionMetrics
+from daps_robot.training.optimizer import OptimizerConfig
+from daps_robot.training.stream import Batches
+from daps_robot.training.tokenizer import Measure, TokenizerObjective, evaluate_tokenizer, examples_at_a_time
+from daps_robot.training.trainer import NO_STEP, Trainer, TrainerConfig, step_seed
+from daps_robot.types import JSON
+
+SCALED_ON = 512
+"""Training pictures, evenly spaced, whose pixels the scaler is fitted to."""
+SHOWN = 24
+"""Held-out pictures on the page."""
+
+
+@dataclass(frozen=True)
+class PicturesConfig:
+    """The pictures.
+
+    Attributes:
+        data: where they lie; by default looked for in the folder that DAPS_ROBOT_DATA names, then in ./data.
+        size: height and width of pictures from a folder, in pixels.
+        flip: in training, mirror half of them.
+        dequantise: train on (x + u)/256 with uniform noise u, which makes the ELBO a bound in bits per dimension.
+        alpha: what lies below transparent pixels; by default pictures that have such are refused.
+        enlarge: take pictures smaller than the size.
+        skip_damaged: leave out pictures that cannot be read, and say how many.
+        download: fetch MNIST or CIFAR-10 into ./data where it is not there.
+        fid_weights: torch-fidelity's Inception weights, with which the last validation measures rFID too (extra `fid`).
+        validate_on: held-out examples, evenly spaced, of the validations during training (0: all); the last one takes all.
+    """
+
+    data: Path | None = None
+    size: int | None = None
+    flip: bool = False
+    dequantise: bool = False
+    alpha: Literal["white", "black"] | None = None
+    enlarge: bool = False
+    skip_damaged: bool = False
+    download: bool = False
+    fid_weights: Path | None = None
+    validate_on: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.validate_on < 0:
+            raise ConfigError(f"validate_on {self.validate_on} counts examples; 0 takes all")
+
+
+@dataclass(frozen=True)
+class TrainImageTokenizer:
+    """Train a tokenizer of pictures (mnist, mnist-10k, cifar10, imagenet256, folder) or of motion capture (lafan).
+
+    Attributes:
+        dataset: mnist, mnist-10k, cifar10, imagenet256, lafan, or folder (any directory of pictures, with --data and --size).
+        preset: networks and settings; by default those named like the data set. mnist-quick and cifar10-quick are sized for two
+            processor cores.
+        out: directory of the run; by default runs/<preset>/tokenizer.
+        resume: go on with an interrupted run in that directory.
+        overwrite: throw a run away that is in that directory.
+        estimator: how the encoder learns through the codes; with --help after it, its settings.
+        pictures: what to train on.
+        settings: of the estimator; by default the preset's.
+        trainer: how long; by default the preset's.
+    """
+
+    dataset: str = "mnist"
+    preset: str | None = None
+    out: Path | None = None
+    resume: bool = False
+    overwrite: bool = False
+    estimator: str = "daps"
+    pictures: PicturesConfig = field(default_factory=PicturesConfig)
+    settings: EstimatorConfig = field(default_factory=DAPSConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+    @classmethod
+    def default(cls, arguments: Sequence[str]) -> TrainImageTokenizer:
+        """What the command line changes: settings are those of the preset and of the estimator that it names."""
+        estimator = given(arguments, "--estimator") or cls.estimator
+        dataset, name, size = (given(arguments, option) for option in ("--dataset", "--preset", "--size"))
+        chosen = choose_preset(dataset or cls.dataset, name, int(size) if size and size.isdecimal() else None)
+        optimizer = OptimizerConfig(lr=chosen.lr, ema=chosen.ema)
+        trainer = TrainerConfig(
+            max_steps=chosen.steps, batch_size=chosen.batch_size, eval_every=min(5000, chosen.steps // 10), optimizer=optimizer
+        )
+        return cls(estimator=estimator, settings=ESTIMATORS[estimator].configure(**chosen.settings), trainer=trainer)
+
+
+def given(arguments: Sequence[str], option: str) -> str | None:
+    """The value of an option of the command line, if it is there."""
+    values = [b for a, b in pairwise(arguments) if a == option]
+    values += [a.removeprefix(f"{option}=") for a in arguments if a.startswith(f"{option}=")]
+    return values[-1] if values else None
+
+
+def choose_preset(dataset: str, name: str | None, size: int | None) -> Preset:
+    """The preset of a name, else of a data set; of a folder, by the size of its pictures."""
+    if dataset not in (*IMAGE_DATASETS, "lafan"):
+        raise unknown_name("data set of pictures or motion", dataset, [*IMAGE_DATASETS, "lafan"])
+    if name is None and dataset == "folder":
+        return picture_preset(size or 64)
+    return preset(name or dataset.removesuffix("-10k"))
+
+
+class Material(NamedTuple):
+    """What to train on.
+
+    Attributes:
+        where: what it is, for people.
+        train, valid: examples (b *x) in the data's units.
+        scaler: fitted to the training examples.
+        measure: makes what validations measure besides.
+    """
+
+    where: str
+    train: Batches
+    valid: Batches
+    scaler: Scaler
+    measure: Callable[[], Measure]
+
+
+def run(config: TrainImageTokenizer) -> JSON:
+    """Train, measure on all that is held out, write report.json and a page; the figures. The tokenizer lies in <out>/model."""
+    chosen = choose_preset(config.dataset, config.preset, config.pictures.size)
+    fid = ReconstructionFID(config.pictures.fid_weights) if config.pictures.fid_weights else None  # what it lacks shows at once
+    material = read_motion_capture(config) if config.dataset == "lafan" else read_pictures(config, chosen)
+    out = config.out or Path("runs") / (config.preset or config.dataset) / "tokenizer"
+    kind = ESTIMATORS[config.estimator]
+    torch.manual_seed(config.trainer.seed)
+    tokenizer = Tokenizer(kind.tokenizer_config(chosen.tokenizer), material.scaler)
+    estimator = kind(tokenizer, config.settings, config.trainer.max_steps)
+    print(
+        f"{config.estimator} on {material.where}: {len(material.train)} examples, {len(material.valid)} held out; "
+        f"{tokenizer.bits:.0f} bits for {np.prod(chosen.tokenizer.front_end.shape)} numbers",
+        flush=True,
+    )
+    seen = evenly(material.valid, config.pictures.validate_on)
+    objective = TokenizerObjective(tokenizer, estimator, seen, material.measure)
+    command = replace(config, out=None, resume=False, overwrite=False)
+    description = {"command": command, "dataset": {"path": material.where}}
+    Trainer(config.trainer, out, description).fit(objective, material.train, config.resume, config.overwrite)
+
+    best = Tokenizer.from_pretrained(out / "model").to(tokenizer.scaler.shift.device)
+    torch.manual_seed(step_seed(config.trainer.seed, NO_STEP))
+    beta_end = estimator.beta(config.trainer.max_steps)
+    facts: JSON = {
+        "estimator": config.estimator,
+        "dataset": config.dataset,
+        "bits": best.bits,
+        "positions": best.config.codes.positions,
+        "vocabulary": best.config.codes.vocabulary,
+        "shape": best.config.front_end.shape,
+        **evaluate_tokenizer(best, material.valid, beta_end, material.measure),
+    }
+    if config.pictures.dequantise and "elbo" in facts:
+        noisy = evaluate_tokenizer(best, Dequantised(material.valid), beta_end)
+        log_scale = float(best.scaler.scale.log().mean())
+        facts["bits_per_dimension"] = bits_per_dimension(noisy["elbo"], int(np.prod(facts["shape"])), log_scale)
+    if parallel.is_main():
+        if fid is not None:
+            facts["rfid"] = measured_fid(fid, best, material.valid)
+        save_json(facts, out / "report.json")
+        if config.dataset != "lafan":
+            examples = examples_of(best, material.valid)
+            print(save_examples_png(examples, out / "examples.png"))
+            print(write_image_page(out, facts, examples, usage_of(best, material.valid)))
+    print(summary(facts))
+    print(f"tokenizer in {out}")
+    return facts
+
+
+def read_pictures(config: TrainImageTokenizer, chosen: Preset) -> Material:
+    """Pictures by the name of their data set."""
+    pictures = config.pictures
+    splits = read_images(
+        config.dataset,
+        pictures.data,
+        pictures.size,
+        alpha=pictures.alpha,
+        enlarge=pictures.enlarge,
+        skip_damaged=pictures.skip_damaged,
+        download=pictures.download,
+    )
+    shape = chosen.tokenizer.front_end.shape
+    if splits.train.shape != shape:
+        raise ConfigError(f"the preset takes pictures of shape {shape}, {splits.train.where} has {splits.train.shape}")
+    transform = ImageTransform(chosen.threshold, pictures.flip, pictures.dequantise)
+    train, valid = (ImageDataset(split, transform) for split in splits)
+    if chosen.threshold is not None:
+        scaler = Scaler.identity(shape[-1])
+    else:
+        sample = evenly(train, SCALED_ON)
+        pixels = sample.gather(torch.arange(len(sample)))
+        scaler = Scaler.fit(pixels.flatten(0, 2).numpy())
+    return Material(f"{config.dataset} ({splits.train.where})", train, valid, scaler, ImageMetrics)
+
+
+def read_motion_capture(config: TrainImageTokenizer) -> Material:
+    """Windows of motion-capture clips."""
+    train, valid = read_motion(config.pictures.data)
+    features = train.features()
+    low, high = (torch.from_numpy(bound) for bound in (features.min(0), features.max(0)))
+    return Material("lafan", train, valid, Scaler.fit(features), lambda: MotionMetrics(low, high))
+
+
+class Some:
+    """Some of the examples."""
+
+    def __init__(self, data: Batches, index: torch.Tensor) -> None:
+        self.data, self.index = data, index
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def gather(self, index: torch.Tensor) -> torch.Tensor:
+        return self.data.gather(self.index[index])
+
+
+def evenly(data: Batches, n: int) -> Batches:
+    """n of the examples, evenly spaced; all of them for 0, or where there are no more."""
+    return data if not 0 < n < len(data) else Some(data, torch.arange(n) * len(data) // n)
+
+
+class Dequantised:
+    """Pictures with the noise that makes an ELBO a bound in bits."""
+
+    def __init__(self, images: Batches) -> None:
+        assert isinstance(images, ImageDataset)
+        self.images = ImageDataset(images.pictures, ImageTransform(dequantise=True))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def gather(self, index: torch.Tensor) -> torch.Tensor:
+        return self.images.augmented(index, index)
+
+
+@torch.no_grad()
+def examples_of(tokenizer: Tokenizer, valid: Batches) -> ImageExamples:
+    """Held-out pictures, rebuilt from their most likely codes and, where there is a distribution, from a sample."""
+    shown = evenly(valid, SHOWN)
+    x = shown.gather(torch.arange(len(shown))).to(tokenizer.scaler.shift.device)
+    likely, drawn = [], []
+    for part in x.split(examples_at_a_time(tokenizer.config.codes)):
+        memory = tokenizer.prepare(tokenizer.inputs(part))
+        likely.append(tokenizer.decode_embedded(tokenizer.encoded(memory).embedded)[:, 0])
+        sample = tokenizer.encoded(memory, 1)
+        if sample.kl is not None:
+            drawn.append(tokenizer.decode_embedded(sample.embedded)[:, 0])
+    arrays = [torch.cat(parts).cpu().numpy() if parts else None for parts in ([x], likely, drawn)]
+    return ImageExamples(*arrays)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def measured_fid(fid: ReconstructionFID, tokenizer: Tokenizer, valid: Batches) -> float:
+    """rFID of the most likely reconstructions of the whole split."""
+    for index in torch.arange(len(valid)).split(examples_at_a_time(tokenizer.config.codes)):
+        x = valid.gather(index).to(tokenizer.scaler.shift.device)
+        fid.update(x, tokenizer.decode_embedded(tokenizer.encoded(tokenizer.prepare(tokenizer.inputs(x))).embedded)[:, 0])
+    return fid.result()
+
+
+@torch.no_grad()
+def usage_of(tokenizer: Tokenizer, data: Batches) -> np.ndarray:
+    """How often each code is the most likely one, by position (l v); zeros without codes."""
+    codes = tokenizer.config.codes
+    counts = torch.zeros(codes.positions, codes.vocabulary, dtype=torch.long)
+    for index in torch.arange(len(data)).split(8 * examples_at_a_time(codes)):
+        x = data.gather(index).to(tokenizer.scaler.shift.device)
+        likely = tokenizer.encoded(tokenizer.prepare(tokenizer.inputs(x))).codes
+        if likely is not None:
+            counts += code_counts(likely[:, 0], codes.vocabulary).cpu()
+    return counts.numpy()
+
+
+def summary(facts: JSON) -> str:
+    """The main figures in a line."""
+    units = {
+        "psnr": "dB",
+        "paper_psnr": "dB",
+        "joint_mae": "rad",
+        "root_position_error": "m",
+        "elbo": "nats",
+        "bits_per_dimension": "",
+    }
+    shown = [f"{name} {facts[name]:.4g} {unit}".strip() for name, unit in units.items() if name in facts]
+    return "held out: " + ", ".join([*shown, f"reconstruction {facts['reconstruction']:.5g} nats"])

@@ -1,0 +1,54 @@
+"""Trains small tokenizers with several estimators; a test runs it alone and under torchrun. Arguments: folder, accumulate."""
+
+import sys
+from pathlib import Path
+
+import torch
+from tiny import tokenizer_config
+
+from daps_robot.estimators import ESTIMATORS
+from daps_robot.models.tokenizer import Tokenizer
+from daps_robot.training.optimizer import OptimizerConfig
+from daps_robot.training.tokenizer import TokenizerObjective
+from daps_robot.training.trainer import Trainer, TrainerConfig
+
+ESTIMATORS_TRIED = {
+    "daps": {"warm_start_steps": 3},
+    "daps-na": {"warm_start_steps": 0, "trust_region": "solved-per-input"},
+    "daps-published": {},
+    "gr-mck-na": {"draws": 3},
+    "ppo": {},
+    "vae": {},
+}
+
+
+class Windows:
+    """Random chunks."""
+
+    def __init__(self):
+        self.x = torch.randn(37, 8, 3, generator=torch.Generator().manual_seed(5))
+
+    def __len__(self):
+        return len(self.x)
+
+    def gather(self, index):
+        return self.x[index]
+
+
+def main(out: Path, accumulate: int) -> None:
+    torch.set_num_threads(1)
+    data = Windows()
+    for name, settings in ESTIMATORS_TRIED.items():
+        kind = ESTIMATORS[name]
+        torch.manual_seed(0)
+        tokenizer = Tokenizer(kind.tokenizer_config(tokenizer_config()))
+        estimator = kind(tokenizer, kind.configure(**settings), 6)
+        config = TrainerConfig(
+            max_steps=6, batch_size=8, accumulate=accumulate, eval_every=3, log_every=1, tensorboard=False, device="cpu",
+            optimizer=OptimizerConfig(lr=1e-3),
+        )  # fmt: skip
+        Trainer(config, out / name).fit(TokenizerObjective(tokenizer, estimator, data), data)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))
