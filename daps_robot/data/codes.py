@@ -51,9 +51,9 @@ def code_bits(vocabulary: int) -> int:
 
 def pack(codes: Int[np.ndarray, "b l"], vocabulary: int) -> UInt8[np.ndarray, "b n"]:
     """Code sequences as bits, most significant first, each sequence filled up to whole bytes."""
-    shifts = np.arange(code_bits(vocabulary) - 1, -1, -1)
-    bits = (codes[..., None] >> shifts & 1).astype(np.uint8)
-    return np.packbits(bits.reshape(len(codes), -1), axis=1)
+    width = code_bits(vocabulary)
+    bits = (codes[..., None] >> np.arange(width - 1, -1, -1) & 1).astype(np.uint8)
+    return np.packbits(bits.reshape(len(codes), codes.shape[1] * width), axis=1)
 
 
 def unpack(rows: UInt8[np.ndarray, "b n"], positions: int, vocabulary: int) -> Int[np.ndarray, "b l"]:
