@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import nn
 
-from daps_robot.commands.compare_estimators import CompareEstimators, results_folder, run_variants
+from daps_robot.commands.compare_estimators import CompareEstimators, Preset, results_folder, run_variants
 from daps_robot.commands.train_action_vae import ChunkTokenizerConfig
 from daps_robot.config import save_json
 from daps_robot.errors import ConfigError
@@ -87,7 +86,7 @@ class Ablate:
         study: trust-region, ess-target, samples, beta, encoder, warm-start or straight-through, on data; or on a
             toy gradient, the bias and the noise of each estimator's update against the exact gradient, and toy, how near each
             comes to the optimum.
-        dataset: a name of the catalogue, a robomimic HDF5 file, or "mnist-10k".
+        dataset: a name of the catalogue, a robomimic HDF5 file, mnist-10k, mnist or cifar10.
         seeds: runs of each variant; one screens, three are for claims.
         preset: as compare_estimators.py has it.
         name: of the ablation; by default the study's.
@@ -100,7 +99,7 @@ class Ablate:
     study: str = "trust-region"
     dataset: str = "lift"
     seeds: int = 1
-    preset: Literal["small", "claim", "mnist", "test"] = "small"
+    preset: Preset = "small"
     name: str | None = None
     tokenizer: ChunkTokenizerConfig = field(default_factory=ChunkTokenizerConfig)
     lr: float | None = None

@@ -21,10 +21,10 @@ import torch
 
 from daps_robot.commands.cli import keep_freed_memory
 from daps_robot.commands.train_action_vae import ChunkTokenizerConfig, TrainActionVAE, build_tokenizer, split
+from daps_robot.commands.train_image_tokenizer import Material, TrainImageTokenizer, evenly, read_pictures
 from daps_robot.config import differences, from_json, load_json, save_json, to_json
 from daps_robot.data.catalog import dataset_name, fetch
 from daps_robot.data.demos import EVAL_SEED_START, read_demos
-from daps_robot.data.images import locate_mnist, read_mnist_10k
 from daps_robot.errors import ConfigError, DapsRobotError, SimulationError
 from daps_robot.estimators import ESTIMATORS
 from daps_robot.models.blocks import TransformerConfig
@@ -37,7 +37,6 @@ from daps_robot.report.comparison import write_comparison
 from daps_robot.rollout.ceiling import tokenizer_ceiling
 from daps_robot.training.logger import read_rows
 from daps_robot.training.optimizer import OptimizerConfig
-from daps_robot.training.stream import Batches
 from daps_robot.training.tokenizer import TokenizerObjective
 from daps_robot.training.trainer import Trainer, TrainerConfig
 from daps_robot.types import JSON
@@ -66,16 +65,22 @@ class Budget:
     ceiling_episodes: int
 
 
-BUDGETS = {
+VALIDATE_ON = 1000
+"""Held-out pictures, evenly spaced, that read-outs are of, or all where there are fewer."""
+
+Preset = Literal["small", "claim", "mnist", "cifar10", "test"]
+
+BUDGETS: dict[Preset, Budget] = {
     "small": Budget(500, 0.6, 32, 1e-3, 250, 10, 20),
     "claim": Budget(2400, 3.0, 64, 1e-3, 1200, 10, 50),
-    "mnist": Budget(3000, 0.0, 64, 3e-4, 1500, 100, 0),
+    "mnist": Budget(3000, 1.75, 64, 3e-4, 1500, 100, 0),
+    "cifar10": Budget(2000, 6.0, 32, 1e-3, 1000, 10, 0),
     "test": Budget(6, 0.0, 8, 1e-3, 3, 2, 0),
 }
 
 
-MNIST = "mnist-10k"
-"""The data set of digits."""
+PICTURES = {"mnist-10k": "mnist", "mnist": "mnist", "cifar10": "cifar10-quick"}
+"""Data sets of pictures, and whose networks and settings they get."""
 
 
 @dataclass(frozen=True)
@@ -83,11 +88,11 @@ class CompareEstimators:
     """Compare estimators at equal bits: a table with intervals, CSV, JSON and a page with curves.
 
     Attributes:
-        dataset: a name of the catalogue, a robomimic HDF5 file, or "mnist-10k" (digits, with the networks of the paper).
+        dataset: a name of the catalogue, a robomimic HDF5 file, or mnist-10k, mnist or cifar10, which have networks of their own.
         estimators: their names, or "all".
         seeds: runs of each, from seed 0 on; a claim of quality needs three.
         preset: "small" explores (about a minute a run), "claim" trains for three minutes or longer, "mnist" is the budget
-            of the MNIST protocol (3000 steps of 64), "test" tests.
+            of the MNIST protocol (3000 steps of 64), "cifar10" that of two processor cores (2000 of 32), "test" tests.
         name: of the comparison; by default <data set>-<preset>.
         tokenizer: the networks.
         lr: learning rate in place of the preset's (3e-4 of "mnist", 1e-3 of the others).
@@ -97,7 +102,7 @@ class CompareEstimators:
     dataset: str = "lift"
     estimators: tuple[str, ...] = ("all",)
     seeds: int = 3
-    preset: Literal["small", "claim", "mnist", "test"] = "small"
+    preset: Preset = "small"
     name: str | None = None
     tokenizer: ChunkTokenizerConfig = field(default_factory=ChunkTokenizerConfig)
     lr: float | None = None
@@ -145,7 +150,7 @@ def run_variants(config: CompareEstimators, variants: Mapping[str, tuple[str, JS
     """As `run`, for variants: label → estimator and settings."""
     for name, overrides in variants.values():
         check(name, overrides, config)  # a wrong name or budget costs nothing yet
-    path = MNIST if config.dataset == MNIST and locate_mnist() else str(fetch(config.dataset))
+    path = config.dataset if config.dataset in PICTURES else str(fetch(config.dataset))
     out = results_folder(config.name or f"{dataset_name(config.dataset)}-{config.preset}")
     budget, started, results = BUDGETS[config.preset], time.perf_counter(), []
     budget = replace(budget, lr=budget.lr if config.lr is None else config.lr)
@@ -159,7 +164,7 @@ def run_variants(config: CompareEstimators, variants: Mapping[str, tuple[str, JS
             start_run(folder, job)
         results.append(load_json(folder / "result.json"))
     save_results(out, results)
-    exploratory = config.preset not in ("claim", "mnist") or config.seeds < 3
+    exploratory = config.preset in ("small", "test") or config.seeds < 3
     page = write_comparison(out, results, exploratory)
     print(f"{out / 'results.csv'}, {out / 'results.json'} and {page}")
     if config.json:
@@ -176,16 +181,22 @@ def results_folder(name: str) -> Path:
 
 def check(name: str, overrides: JSON, config: CompareEstimators) -> None:
     """Whether an estimator exists, has what it needs, and meets the budget of bits."""
-    size, kind = config.tokenizer, ESTIMATORS[name]
-    transformer = TransformerConfig(width=size.width, layers=size.layers)
-    codes = CodeModelConfig(size.positions, size.vocabulary, size.autoregressive, transformer)
-    chunk = ChunkFrontEndConfig(size.horizon, 1, min(size.positions, size.horizon), transformer)
-    decoder = ChunkDecoderConfig(size.horizon, 1, transformer=transformer)
-    networks = TokenizerConfig(codes=codes, front_end=chunk, decoder=decoder)
+    kind = ESTIMATORS[name]
+    networks = preset(PICTURES[config.dataset]).tokenizer if config.dataset in PICTURES else chunk_networks(config.tokenizer)
     tokenizer = Tokenizer(kind.tokenizer_config(networks))
     kind(tokenizer, kind.configure(**overrides), 10**9)
-    if tokenizer.bits < 0.95 * codes.bits:
-        raise ConfigError(f"{name} reaches {tokenizer.bits:.1f} of {codes.bits:.1f} bits: choose another --vocabulary")
+    if tokenizer.bits < 0.95 * networks.codes.bits:
+        raise ConfigError(f"{name} reaches {tokenizer.bits:.1f} of {networks.codes.bits:.1f} bits: choose another --vocabulary")
+
+
+def chunk_networks(size: ChunkTokenizerConfig) -> TokenizerConfig:
+    """The networks for action chunks, but for what the data decides."""
+    transformer = TransformerConfig(width=size.width, layers=size.layers)
+    return TokenizerConfig(
+        codes=CodeModelConfig(size.positions, size.vocabulary, size.autoregressive, transformer),
+        front_end=ChunkFrontEndConfig(size.horizon, 1, min(size.positions, size.horizon), transformer),
+        decoder=ChunkDecoderConfig(size.horizon, 1, transformer=transformer),
+    )
 
 
 def start_run(folder: Path, job: OneRun) -> None:
@@ -224,10 +235,10 @@ def run_one_file(folder: str) -> None:
 def run_one(job: OneRun, folder: Path) -> JSON:
     """One run's columns."""
     budget, kind = job.budget, ESTIMATORS[job.estimator]
-    tokenizer, train, valid, env_id = material(job)
+    tokenizer, material, env_id = prepare(job)
     given = {name: getattr(budget, name) for name in ("warm_start_steps", "draws")}
-    if job.dataset == MNIST:
-        given = {**preset("mnist").settings, **given}
+    if job.dataset in PICTURES:
+        given = {**preset(PICTURES[job.dataset]).settings, **given}
     estimator = kind(tokenizer, kind.configure(**{**given, **job.overrides}), budget.steps)
     trainer = TrainerConfig(
         max_steps=budget.steps,
@@ -238,7 +249,8 @@ def run_one(job: OneRun, folder: Path) -> JSON:
         tensorboard=False,
         optimizer=OptimizerConfig(lr=budget.lr, ema=0.99),
     )
-    Trainer(trainer, folder, job).fit(LatestObjective(tokenizer, estimator, valid), train, resume=True)
+    objective = LatestObjective(tokenizer, estimator, material.valid, material.measure)
+    Trainer(trainer, folder, job).fit(objective, material.train, resume=True)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     rows = read_rows(folder / "metrics.jsonl")
     at_steps = next(row for row in rows if row["split"] == "valid" and row["step"] == budget.steps)
@@ -272,23 +284,27 @@ def run_one(job: OneRun, folder: Path) -> JSON:
     return result
 
 
-def material(job: OneRun) -> tuple[Tokenizer, Batches, Batches, str | None]:
-    """An untrained tokenizer, training and validation data, and the environment of its ceiling if there is one."""
-    if job.dataset == MNIST:
-        images, held_out = read_mnist_10k(locate_mnist())
+def prepare(job: OneRun) -> tuple[Tokenizer, Material, str | None]:
+    """An untrained tokenizer, the data, and the environment of its ceiling if there is one."""
+    if job.dataset in PICTURES:
+        chosen = preset(PICTURES[job.dataset])
+        material = read_pictures(TrainImageTokenizer(job.dataset), chosen)
+        material = material._replace(valid=evenly(material.valid, VALIDATE_ON))
         torch.manual_seed(job.seed)
-        return Tokenizer(ESTIMATORS[job.estimator].tokenizer_config(preset("mnist").tokenizer)), images, held_out, None
+        return Tokenizer(ESTIMATORS[job.estimator].tokenizer_config(chosen.tokenizer), material.scaler), material, None
     demos = read_demos(Path(job.dataset))
     train, valid = split(demos, job.tokenizer.horizon)
     torch.manual_seed(job.seed)
     command = TrainActionVAE(estimator=job.estimator, tokenizer=job.tokenizer)
-    return build_tokenizer(command, train, demos.obs_keys), train, valid, demos.env_id
+    tokenizer = build_tokenizer(command, train, demos.obs_keys)
+    return tokenizer, Material(job.dataset, train, valid, tokenizer.scaler, None), demos.env_id
 
 
 def columns(row: JSON) -> JSON:
     """What a validation says about a run."""
     errors = [row[f"rmse/{i}"] for i in range(sum(name.startswith("rmse/") for name in row))]
-    names = ("psnr", "reconstruction", "elbo", "elbo_beta_end", "kl", "perplexity", "unused_codes", "bits_used")
+    likelihood = ("reconstruction", "elbo", "elbo_beta_end", "kl")
+    names = ("psnr", "psnr_sample", "ssim", *likelihood, "perplexity", "unused_codes", "bits_used")
     return {
         "step": row["step"],
         "seconds": row["train_seconds"],

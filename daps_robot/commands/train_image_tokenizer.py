@@ -135,14 +135,14 @@ class Material(NamedTuple):
         where: what it is, for people.
         train, valid: examples (b *x) in the data's units.
         scaler: fitted to the training examples.
-        measure: makes what validations measure besides.
+        measure: makes what validations measure besides, if anything.
     """
 
     where: str
     train: Batches
     valid: Batches
     scaler: Scaler
-    measure: Callable[[], Measure]
+    measure: Callable[[], Measure] | None
 
 
 def run(config: TrainImageTokenizer) -> JSON:

@@ -38,7 +38,8 @@ class Column:
 
 COLUMNS = [
     Column("{}.psnr", "PSNR, dB", 1, "{:.2f}"),
-    Column("{}.rmse", "RMSE, action units", -1, "{:.4f}"),
+    Column("{}.ssim", "SSIM", 1, "{:.3f}"),
+    Column("{}.rmse", "RMSE, data units", -1, "{:.4f}"),
     Column("{}.reconstruction", "−log p(x|z), nats", -1, "{:.1f}"),
     Column("{}.elbo", "ELBO (β=1), nats", 1, "{:.1f}"),
     Column("{}.elbo_beta_end", "ELBO (β_end), nats", 1, "{:.1f}"),
@@ -76,11 +77,7 @@ def write_comparison(out: Path, results: Sequence[JSON], exploratory: bool) -> P
     """Write <out>/comparison.html from results and the metrics of the runs beside it."""
     names = list(dict.fromkeys(result["estimator"] for result in results))
     seeds = len({result["seed"] for result in results})
-    label = (
-        "Exploratory: short runs. Differences here are hints, not claims."
-        if exploratory
-        else "Trained for three minutes or longer; means of three seeds or more."
-    )
+    label = "Exploratory: short runs. Differences here are hints, not claims." if exploratory else "Means of three seeds or more."
     title = f"{len(names)} estimators at equal bits"
     body = [
         f'<header><p class="name">daps_robot</p><h1>{title}</h1>',
