@@ -9,7 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+
+from daps_robot.data.catalog import find_file
 
 ROOT = Path(__file__).parents[1]
 TRAIN = ["--overwrite", "--max-steps", "12", "--batch-size", "8", "--eval-every", "6", "--no-tensorboard"]
@@ -19,6 +23,11 @@ SMALL = {
     "distill_policy.py": [*TRAIN, "--width", "16", "--layers", "1"],
     "evaluate.py": ["--episodes", "2", "--ceiling-episodes", "2", "--videos", "0", "--max-steps", "16", "--slots", "2"],
     "benchmark.py": ["--steps", "1"],
+    "train_image_tokenizer.py": [*TRAIN, "--warm-start-steps", "6", "--validate-on", "8"],
+    "train_image_prior.py": [*TRAIN, "--width", "16", "--layers", "1"],
+    "sample_images.py": ["--count", "2"],
+    "encode_images.py": [],
+    "decode_images.py": [],
     "ablate.py": ["--preset", "test", "--draws", "2", "--seeds", "1", "--max-steps", "5"],
     "compare_estimators.py": ["--preset", "test", "--seeds", "1", "--estimators", "daps", "fsq"],
 }
@@ -33,6 +42,10 @@ def commands() -> list[list[str]]:
     return [shlex.split(line) for line in lines if line.startswith("python scripts/")]
 
 
+def of_pictures(command: list[str]) -> bool:
+    return "image" in Path(command[1]).name
+
+
 def run(command: list[str], place: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *command], cwd=place, capture_output=True, text=True, timeout=200)
 
@@ -44,7 +57,7 @@ def test_the_readme_shows_every_script():
 @pytest.mark.slow
 def test_commands_and_python_of_the_readme(tmp_path):
     pytest.importorskip("robosuite")
-    for command in commands():
+    for command in (command for command in commands() if not of_pictures(command)):
         script = Path(command[1]).name
         arguments = [argument.replace("path/to/my_task.hdf5", "data/lift.hdf5") for argument in command[2:]]
         done = run([str(ROOT / "scripts" / script), *arguments, *SMALL[script]], tmp_path)
@@ -57,6 +70,22 @@ def test_commands_and_python_of_the_readme(tmp_path):
     for block in blocks("python"):
         done = run(["-c", block], tmp_path)
         assert done.returncode == 0, f"{block}\n{done.stderr}"
+
+
+@pytest.mark.slow
+def test_commands_with_pictures_of_the_readme(tmp_path):
+    if find_file("mnist.npz") is None:
+        pytest.skip("mnist.npz is not there")
+    chance = np.random.default_rng(0)
+    (tmp_path / "pictures").mkdir()
+    for i in range(9):
+        Image.fromarray(chance.integers(0, 256, (32, 32, 3), np.uint8)).save(tmp_path / "pictures" / f"{i}.png")
+    for command in filter(of_pictures, commands()):
+        arguments = [argument.replace("path/to/pictures", "pictures") for argument in command[2:]]
+        done = run([str(ROOT / command[1]), *arguments, *SMALL[Path(command[1]).name]], tmp_path)
+        assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
+    assert len(list((tmp_path / "decoded").glob("*.png"))) == 9
+    assert (tmp_path / "samples.png").is_file() and (tmp_path / "runs/mnist-quick/tokenizer/report.html").is_file()
 
 
 def test_the_make_targets_of_the_readme_exist():

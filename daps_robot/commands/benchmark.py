@@ -19,11 +19,13 @@ from torch import Tensor
 
 from daps_robot.commands.distill_policy import newest_run
 from daps_robot.commands.evaluate import RolloutConfig
-from daps_robot.data.catalog import find_file, locate
+from daps_robot.commands.train_image_tokenizer import Material, TrainImageTokenizer, read_motion_capture, read_pictures
+from daps_robot.data.catalog import locate
 from daps_robot.data.chunks import ChunkDataset
 from daps_robot.data.demos import read_demos
+from daps_robot.data.images import IMAGE_DATASETS
 from daps_robot.data.normalize import Scaler
-from daps_robot.errors import ConfigError
+from daps_robot.errors import ConfigError, DataError
 from daps_robot.estimators import ESTIMATORS
 from daps_robot.estimators.parts import part_size_for
 from daps_robot.estimators.score import decoder_update, encoder_update
@@ -43,12 +45,13 @@ class Train:
     """Time training steps of a preset: steps/s, where a step's time goes, peak memory.
 
     Attributes:
-        preset: mnist, cifar10, chunk16 or chunk32.
+        preset: mnist, cifar10, imagenet256, lafan, chunk16, chunk32, mnist-quick or cifar10-quick.
         batch_size: examples of a step; by default the preset's.
         estimator: which one to time, without a warm start.
         steps: timed steps, after 3 that are not counted.
         threads: torch's threads; by default all cores.
         device: "cpu" or "cuda".
+        bfloat16: autocast to it.
         json: print one JSON object as the last line.
     """
 
@@ -58,6 +61,7 @@ class Train:
     steps: int = 20
     threads: int = 0
     device: Literal["cpu", "cuda"] = "cpu"
+    bfloat16: bool = False
     json: bool = False
 
     def __post_init__(self) -> None:
@@ -155,9 +159,10 @@ def time_training(config: Train) -> JSON:
     torch.set_num_threads(config.threads or os.cpu_count() or 1)
     chosen = preset(config.preset)
     batch_size = config.batch_size or chosen.batch_size
-    data, source = training_data(config.preset, chosen)
+    material = training_data(config.preset, chosen)
+    data = material.train
     estimator_class = ESTIMATORS[config.estimator]
-    tokenizer = Tokenizer(estimator_class.tokenizer_config(chosen.tokenizer), Scaler.identity(data.shape[-1]))
+    tokenizer = Tokenizer(estimator_class.tokenizer_config(chosen.tokenizer), material.scaler)
     estimator = estimator_class(
         tokenizer, estimator_class.configure(**{**chosen.settings, "warm_start_steps": 0}), total_steps=1000
     ).to(config.device)
@@ -166,10 +171,12 @@ def time_training(config: Train) -> JSON:
 
     def gather(step: int) -> Inputs:
         index = torch.arange(step * batch_size, (step + 1) * batch_size) % len(data)
-        return Inputs(data[index].to(config.device, torch.float32))
+        return tokenizer.inputs(data.gather(index).to(config.device))
 
     def one_step(step: int) -> None:
-        estimator.loss(gather(step), step).value.backward()
+        with torch.autocast(config.device, torch.bfloat16, enabled=config.bfloat16):
+            loss = estimator.loss(gather(step), step).value
+        loss.backward()
         clip_gradients(settings, optimizer)
         optimizer.step()
         optimizer.zero_grad()
@@ -187,7 +194,8 @@ def time_training(config: Train) -> JSON:
         "preset": config.preset,
         "batch_size": batch_size,
         "estimator": config.estimator,
-        "data": source,
+        "data": material.where,
+        "precision": "bfloat16 autocast" if config.bfloat16 else "float32",
         "device": torch.cuda.get_device_name() if config.device == "cuda" else f"cpu, {torch.get_num_threads()} threads",
         "steps_per_second": 1e3 / statistics.median(watch.parts["step"]),
         "step_ms": statistics.median(watch.parts["step"]),
@@ -220,22 +228,37 @@ def time_parts(tokenizer: Tokenizer, gather: Callable[[int], Inputs], config: Tr
     return {part: statistics.median(times) for part, times in watch.parts.items() if part != "between"}
 
 
-def training_data(name: str, chosen: Preset) -> tuple[Tensor, str]:
-    """Examples of a preset's shape (as they are stored: float32, or uint8 in {0, 1}) and where they come from."""
-    front = chosen.tokenizer.front_end
-    if name == "mnist":
-        path = find_file("mnist.npz")
-        if path is not None:
-            with np.load(path) as arrays:
-                images = arrays["x_train"]
-            return torch.from_numpy((images > 127).astype(np.uint8))[..., None], str(path)
-        return (torch.rand(4096, 28, 28, 1) > 0.8).to(torch.uint8), "random, of MNIST's shape"
-    lift = locate("lift") if name == "chunk16" else None
-    if lift is not None:
-        windows = ChunkDataset(read_demos(lift).demos, ("robot0_eef_pos",), 16)
-        chunks = windows.gather(torch.arange(len(windows))).actions
-        return Scaler.fit(windows.actions.numpy()).normalize(chunks), str(lift)
-    return torch.randn(1024, *front.shape), f"random, of {name}'s shape"
+def training_data(name: str, chosen: Preset) -> Material:
+    """Examples for a preset: real ones where they are present, else random ones of its shape."""
+    dataset = name.removesuffix("-quick")
+    shape = chosen.tokenizer.front_end.shape
+    try:
+        if dataset == "lafan":
+            return read_motion_capture(TrainImageTokenizer("lafan"))
+        if dataset in IMAGE_DATASETS:
+            return read_pictures(TrainImageTokenizer(dataset), chosen)
+        lift = locate("lift") if name == "chunk16" else None
+        if lift is not None:
+            windows = ChunkDataset(read_demos(lift).demos, ("robot0_eef_pos",), 16)
+            chunks = Examples(windows.gather(torch.arange(len(windows))).actions)
+            return Material(str(lift), chunks, chunks, Scaler.fit(windows.actions.numpy()), None)
+    except DataError as error:
+        print(f"random data, for {error}")
+    x = Examples(torch.rand(1024, *shape).round() if chosen.threshold is not None else torch.randn(1024, *shape))
+    return Material(f"random, of {name}'s shape", x, x, Scaler.identity(shape[-1]), None)
+
+
+class Examples:
+    """Examples in memory."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def gather(self, index: Tensor) -> Tensor:
+        return self.x[index]
 
 
 def matmul_ms(device: str, size: int = 2048) -> float:

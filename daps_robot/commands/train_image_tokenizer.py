@@ -85,7 +85,7 @@ class TrainImageTokenizer:
         overwrite: throw a run away that is in that directory.
         estimator: how the encoder learns through the codes; with --help after it, its settings.
         pictures: what to train on.
-        settings: of the estimator; by default the preset's.
+        settings: of the estimator; by default the preset's, with a warm start of half the steps at most.
         trainer: how long; by default the preset's.
     """
 
@@ -105,11 +105,14 @@ class TrainImageTokenizer:
         estimator = given(arguments, "--estimator") or cls.estimator
         dataset, name, size = (given(arguments, option) for option in ("--dataset", "--preset", "--size"))
         chosen = choose_preset(dataset or cls.dataset, name, int(size) if size and size.isdecimal() else None)
+        asked = given(arguments, "--max-steps")
+        steps = int(asked) if asked and asked.isdecimal() else chosen.steps
+        warm_start = min(chosen.settings["warm_start_steps"], steps // 2)
+        settings = ESTIMATORS[estimator].configure(**{**chosen.settings, "warm_start_steps": warm_start})
         optimizer = OptimizerConfig(lr=chosen.lr, ema=chosen.ema)
-        trainer = TrainerConfig(
-            max_steps=chosen.steps, batch_size=chosen.batch_size, eval_every=min(5000, chosen.steps // 10), optimizer=optimizer
-        )
-        return cls(estimator=estimator, settings=ESTIMATORS[estimator].configure(**chosen.settings), trainer=trainer)
+        every = max(1, min(5000, steps // 10))
+        trainer = TrainerConfig(max_steps=steps, batch_size=chosen.batch_size, eval_every=every, optimizer=optimizer)
+        return cls(estimator=estimator, settings=settings, trainer=trainer)
 
 
 def given(arguments: Sequence[str], option: str) -> str | None:
