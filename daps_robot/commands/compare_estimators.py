@@ -1,31 +1,28 @@
 """Train every estimator on the same data, networks and bits, and put them side by side.
 
 Each run is a process of its own, in <out>/<estimator>-<seed>/; one that is finished is not run again. Read-outs of a run: after
-`steps` steps (equal steps), after `minutes` of training (equal time), whatever comes later ending the run.
+the budget's steps (equal steps), and after as many as it takes in the budget's minutes (equal time), by paces that are measured
+first, the estimators taking turns: nothing else should be running then, while the runs themselves can share the machine.
 """
 
 from __future__ import annotations
 
 import csv
 import json
-import resource
+import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
 
-import torch
-
-from daps_robot.commands.cli import keep_freed_memory
-from daps_robot.commands.train_action_vae import ChunkTokenizerConfig, TrainActionVAE, build_tokenizer, split
-from daps_robot.commands.train_image_tokenizer import Material, TrainImageTokenizer, evenly, read_pictures
+from daps_robot.commands.one_run import BUDGETS, PICTURES, OneRun, Preset
+from daps_robot.commands.train_action_vae import ChunkTokenizerConfig
 from daps_robot.config import differences, from_json, load_json, save_json, to_json
 from daps_robot.data.catalog import dataset_name, fetch
-from daps_robot.data.demos import EVAL_SEED_START, read_demos
-from daps_robot.errors import ConfigError, DapsRobotError, SimulationError
+from daps_robot.errors import ConfigError, DapsRobotError
 from daps_robot.estimators import ESTIMATORS
 from daps_robot.models.blocks import TransformerConfig
 from daps_robot.models.code_model import CodeModelConfig
@@ -34,53 +31,11 @@ from daps_robot.models.frontends import ChunkFrontEndConfig
 from daps_robot.models.tokenizer import Tokenizer, TokenizerConfig
 from daps_robot.presets import preset
 from daps_robot.report.comparison import write_comparison
-from daps_robot.rollout.ceiling import tokenizer_ceiling
-from daps_robot.training.logger import read_rows
-from daps_robot.training.optimizer import OptimizerConfig
-from daps_robot.training.tokenizer import TokenizerObjective
-from daps_robot.training.trainer import Trainer, TrainerConfig
+from daps_robot.training.pace import Pace
 from daps_robot.types import JSON
 
-
-@dataclass(frozen=True)
-class Budget:
-    """What every run gets.
-
-    Attributes:
-        steps: of the equal-steps read-out; schedules last as long.
-        minutes: of training, of the equal-time read-out.
-        batch_size: examples of a step.
-        lr: learning rate, constant; the evaluated weights are their moving average.
-        warm_start_steps: of estimators that have a warm start; they count.
-        draws: of Gumbel-Rao estimators.
-        ceiling_episodes: of the scripted expert through each tokenizer, after all training; 0 for none.
-    """
-
-    steps: int
-    minutes: float
-    batch_size: int
-    lr: float
-    warm_start_steps: int
-    draws: int
-    ceiling_episodes: int
-
-
-VALIDATE_ON = 1000
-"""Held-out pictures, evenly spaced, that read-outs are of, or all where there are fewer."""
-
-Preset = Literal["small", "claim", "mnist", "cifar10", "test"]
-
-BUDGETS: dict[Preset, Budget] = {
-    "small": Budget(500, 0.6, 32, 1e-3, 250, 10, 20),
-    "claim": Budget(2400, 3.0, 64, 1e-3, 1200, 10, 50),
-    "mnist": Budget(3000, 1.75, 64, 3e-4, 1500, 100, 0),
-    "cifar10": Budget(2000, 6.0, 32, 1e-3, 1000, 10, 0),
-    "test": Budget(6, 0.0, 8, 1e-3, 3, 2, 0),
-}
-
-
-PICTURES = {"mnist-10k": "mnist", "mnist": "mnist", "cifar10": "cifar10-quick"}
-"""Data sets of pictures, and whose networks and settings they get."""
+ROUNDS = 3
+"""In which paces are measured."""
 
 
 @dataclass(frozen=True)
@@ -113,33 +68,6 @@ class CompareEstimators:
             raise ConfigError(f"{self.seeds} seeds: take at least 1; intervals need 2, claims 3")
 
 
-@dataclass(frozen=True)
-class OneRun:
-    """One variant with one seed: what a process of its own is given.
-
-    Attributes:
-        label: what the variant is called.
-        overrides: settings of the estimator.
-    """
-
-    dataset: str
-    label: str
-    estimator: str
-    overrides: dict[str, Any]
-    seed: int
-    budget: Budget
-    tokenizer: ChunkTokenizerConfig
-
-
-class LatestObjective(TokenizerObjective):
-    """Keeps the latest weights, not the best: read-outs are at given steps and times."""
-
-    criterion = "age"
-
-    def evaluate(self) -> dict[str, float]:
-        return {**super().evaluate(), "age": -float(self.steps)}
-
-
 def run(config: CompareEstimators) -> list[JSON]:
     """All runs that are not there yet, then the table; one object per estimator and seed."""
     names = sorted(ESTIMATORS) if "all" in config.estimators else list(dict.fromkeys(config.estimators))
@@ -154,14 +82,15 @@ def run_variants(config: CompareEstimators, variants: Mapping[str, tuple[str, JS
     out = results_folder(config.name or f"{dataset_name(config.dataset)}-{config.preset}")
     budget, started, results = BUDGETS[config.preset], time.perf_counter(), []
     budget = replace(budget, lr=budget.lr if config.lr is None else config.lr)
-    jobs = [(label, seed) for seed in range(config.seeds) for label in variants]
-    for done, (label, seed) in enumerate(jobs):
-        folder = out / f"{label}-{seed}"
-        job = OneRun(path, label, *variants[label], seed, budget, config.tokenizer)
+    of = {label: OneRun(path, label, *variant, 0, budget, config.tokenizer) for label, variant in variants.items()}
+    paces = measure_paces(out, of) if budget.minutes else {}
+    jobs = [replace(of[label], seed=seed, pace=paces.get(label)) for seed in range(config.seeds) for label in variants]
+    for done, job in enumerate(jobs):
+        folder = out / f"{job.label}-{job.seed}"
         if not finished(folder, job):
             elapsed = time.perf_counter() - started
-            print(f"[{done + 1}/{len(jobs)}] {label}, seed {seed}  ({elapsed / 60:.0f} min so far)", flush=True)
-            start_run(folder, job)
+            print(f"[{done + 1}/{len(jobs)}] {job.label}, seed {job.seed}  ({elapsed / 60:.0f} min so far)", flush=True)
+            start_process("run_one_file", folder, job)
         results.append(load_json(folder / "result.json"))
     save_results(out, results)
     exploratory = config.preset in ("small", "test") or config.seeds < 3
@@ -199,11 +128,30 @@ def chunk_networks(size: ChunkTokenizerConfig) -> TokenizerConfig:
     )
 
 
-def start_run(folder: Path, job: OneRun) -> None:
-    """In a process of its own, so that its peak memory is its own."""
+def measure_paces(out: Path, of: Mapping[str, OneRun]) -> dict[str, Pace]:
+    """The pace of each variant: the median of a few rounds in which they take turns. Kept in <out>/paces.json."""
+    path = out / "paces.json"
+    known = {label: from_json(Pace, pace, str(path)) for label, pace in (load_json(path) if path.is_file() else {}).items()}
+    missing = [label for label in of if label not in known]
+    rounds: dict[str, list[Pace]] = {label: [] for label in missing}
+    for i in range(ROUNDS):
+        for label in missing:
+            print(f"measuring paces, round {i + 1} of {ROUNDS}: {label}", flush=True)
+            with tempfile.TemporaryDirectory() as folder:
+                start_process("pace_file", Path(folder), of[label])
+                rounds[label].append(from_json(Pace, load_json(Path(folder) / "pace.json")))
+    for label, found in rounds.items():
+        warm_ms, step_ms = (statistics.median(getattr(pace, name) for pace in found) for name in ("warm_ms", "step_ms"))
+        known[label] = Pace(found[0].warm_steps, warm_ms, step_ms)
+    save_json(known, path)
+    return {label: known[label] for label in of}
+
+
+def start_process(function: str, folder: Path, job: OneRun) -> None:
+    """Call a function of `one_run` in a process of its own, so that its peak memory is its own."""
     folder.mkdir(parents=True, exist_ok=True)
     save_json(job, folder / "job.json")
-    code = "import sys; from daps_robot.commands.compare_estimators import run_one_file; run_one_file(sys.argv[1])"
+    code = f"import sys; from daps_robot.commands.one_run import {function}; {function}(sys.argv[1])"
     ended = subprocess.run([sys.executable, "-c", code, str(folder)], stderr=subprocess.PIPE, text=True)
     if ended.returncode:
         last = ended.stderr.strip().splitlines()[-1:] or [f"exit status {ended.returncode}"]
@@ -222,95 +170,6 @@ def finished(folder: Path, job: OneRun) -> bool:
     if changed:
         raise ConfigError(f"{folder} holds a run with other settings ({'; '.join(changed[:3])}): choose another --name")
     return True
-
-
-def run_one_file(folder: str) -> None:
-    """What the process of one run does: train, or go on training, and write result.json."""
-    place = Path(folder)
-    job = from_json(OneRun, load_json(place / "job.json"))
-    keep_freed_memory()
-    save_json(run_one(job, place), place / "result.json")
-
-
-def run_one(job: OneRun, folder: Path) -> JSON:
-    """One run's columns."""
-    budget, kind = job.budget, ESTIMATORS[job.estimator]
-    tokenizer, material, env_id = prepare(job)
-    given = {name: getattr(budget, name) for name in ("warm_start_steps", "draws")}
-    if job.dataset in PICTURES:
-        given = {**preset(PICTURES[job.dataset]).settings, **given}
-    estimator = kind(tokenizer, kind.configure(**{**given, **job.overrides}), budget.steps)
-    trainer = TrainerConfig(
-        max_steps=budget.steps,
-        mark_minutes=budget.minutes,
-        batch_size=budget.batch_size,
-        seed=job.seed,
-        eval_every=max(1, budget.steps // 10),
-        tensorboard=False,
-        optimizer=OptimizerConfig(lr=budget.lr, ema=0.99),
-    )
-    objective = LatestObjective(tokenizer, estimator, material.valid, material.measure)
-    Trainer(trainer, folder, job).fit(objective, material.train, resume=True)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    rows = read_rows(folder / "metrics.jsonl")
-    at_steps = next(row for row in rows if row["split"] == "valid" and row["step"] == budget.steps)
-    at_time = next(
-        row for row in rows if (row["split"] == "valid" and row["train_seconds"] >= 60 * budget.minutes) or row is rows[-1]
-    )
-    trained = [row for row in rows if row["split"] == "train"][-1]
-    result: JSON = {
-        "estimator": job.label,
-        "seed": job.seed,
-        "bits": tokenizer.bits if tokenizer.bits != float("inf") else None,
-        "encoder_parameters": sum(p.numel() for m in (tokenizer.front_end, tokenizer.posterior) for p in m.parameters()),
-        **{f"steps.{name}": value for name, value in columns(at_steps).items()},
-        **{f"time.{name}": value for name, value in columns(at_time).items()},
-        "ess": trained.get("ess"),
-        "distinct": trained.get("distinct"),
-        "steps_per_second": trained["steps_per_second"],
-        "peak_memory_gb": memory,
-        "ceiling": None,
-    }
-    if budget.ceiling_episodes and env_id is not None:
-        final = Tokenizer.from_pretrained(folder / "model")
-        torch.set_num_threads(1)
-        try:
-            ceiling = tokenizer_ceiling(
-                env_id, final, first_seed=EVAL_SEED_START, episodes=budget.ceiling_episodes, max_steps=200, progress=False
-            )
-            result["ceiling"] = ceiling.success_rate
-        except SimulationError as error:
-            print(f"no ceiling: {error}")
-    return result
-
-
-def prepare(job: OneRun) -> tuple[Tokenizer, Material, str | None]:
-    """An untrained tokenizer, the data, and the environment of its ceiling if there is one."""
-    if job.dataset in PICTURES:
-        chosen = preset(PICTURES[job.dataset])
-        material = read_pictures(TrainImageTokenizer(job.dataset), chosen)
-        material = material._replace(valid=evenly(material.valid, VALIDATE_ON))
-        torch.manual_seed(job.seed)
-        return Tokenizer(ESTIMATORS[job.estimator].tokenizer_config(chosen.tokenizer), material.scaler), material, None
-    demos = read_demos(Path(job.dataset))
-    train, valid = split(demos, job.tokenizer.horizon)
-    torch.manual_seed(job.seed)
-    command = TrainActionVAE(estimator=job.estimator, tokenizer=job.tokenizer)
-    tokenizer = build_tokenizer(command, train, demos.obs_keys)
-    return tokenizer, Material(job.dataset, train, valid, tokenizer.scaler, None), demos.env_id
-
-
-def columns(row: JSON) -> JSON:
-    """What a validation says about a run."""
-    errors = [row[f"rmse/{i}"] for i in range(sum(name.startswith("rmse/") for name in row))]
-    likelihood = ("reconstruction", "elbo", "elbo_beta_end", "kl")
-    names = ("psnr", "psnr_sample", "ssim", *likelihood, "perplexity", "unused_codes", "bits_used")
-    return {
-        "step": row["step"],
-        "seconds": row["train_seconds"],
-        "rmse": (sum(error**2 for error in errors) / len(errors)) ** 0.5,
-        **{name: row.get(name) for name in names},
-    }
 
 
 def save_results(out: Path, results: Sequence[JSON]) -> None:

@@ -11,9 +11,11 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
+from daps_robot.config import from_json, load_json
 from daps_robot.report.html import figure, grid, paragraph, section, write_document
 from daps_robot.report.style import CSS, PAGE, SMALL, panel, to_svg
 from daps_robot.training.logger import read_rows
+from daps_robot.training.pace import Pace
 from daps_robot.types import JSON
 
 WIDE = ".wide{overflow-x:auto}.wide td{white-space:nowrap}"
@@ -154,10 +156,16 @@ def plot(out: Path, names: Sequence[str], axis: str, metric: str, unit: str) -> 
 
 
 def mean_curve(out: Path, name: str, axis: str, metric: str) -> Float[np.ndarray, "2 _"] | None:
-    """The metric at each validation that all seeds of an estimator have, averaged over them (the axis too)."""
+    """The metric at each validation that all seeds of an estimator have, averaged over them, over steps or seconds.
+
+    Seconds are those of the measured pace where there is one, else those of the runs themselves.
+    """
+    paces = load_json(out / "paces.json") if (out / "paces.json").is_file() else {}
+    pace = from_json(Pace, paces[name]) if name in paces else None
     runs = []
     for path in sorted(out.glob(f"{name}-[0-9]*/metrics.jsonl")):
         rows = [row for row in read_rows(path) if row["split"] == "valid" and row.get(metric) is not None]
-        runs.append(np.array([[row[axis] for row in rows], [row[metric] for row in rows]]))
+        along = [pace.seconds(row["step"]) if pace and axis != "step" else row[axis] for row in rows]
+        runs.append(np.array([along, [row[metric] for row in rows]]))
     length = min((run.shape[1] for run in runs), default=0)
     return np.mean([run[:, :length] for run in runs], axis=0) if length else None

@@ -77,8 +77,7 @@ class TrainerConfig:
     Attributes:
         max_steps: optimiser steps.
         max_minutes: stop early after so many minutes of training; 0 for no limit.
-        mark_minutes: go on for at least so many minutes of training, beyond max_steps if need be, and validate once they have
-            passed: runs of different speed can then be compared after equal steps and after equal time. 0 for none.
+        validate_at: steps at which to validate, besides those of eval_every and the last.
         batch_size: examples of a step, over all processes.
         accumulate: parts of a batch whose gradients are added up, one after the other, for memory's sake; DAPS keeps to its
             effective sample size in each part.
@@ -96,7 +95,7 @@ class TrainerConfig:
 
     max_steps: int = 1000
     max_minutes: float = 0.0
-    mark_minutes: float = 0.0
+    validate_at: tuple[int, ...] = ()
     batch_size: int = 64
     accumulate: int = 1
     workers: int = 0
@@ -117,9 +116,8 @@ class TrainerConfig:
         for name in ("max_steps", "batch_size", "accumulate", "log_every"):
             if not 1 <= getattr(self, name) <= 10**9:
                 raise ConfigError(f"{name} {getattr(self, name)} must be from 1 to 10⁹")
-        for name in ("max_minutes", "mark_minutes"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise ConfigError(f"{name} {getattr(self, name)} must be a number of at least 0")
+        if not (math.isfinite(self.max_minutes) and self.max_minutes >= 0):
+            raise ConfigError(f"max_minutes {self.max_minutes} must be a number of at least 0")
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed {self.seed} must be from 0 to 2⁶³ − 1")
 
@@ -261,18 +259,15 @@ class _Training:
 
                 now = time.perf_counter()
                 elapsed, stopping = parallel.largest([now - clock, float(stop.requested)], device)
-                before, progress.seconds, clock = progress.seconds, progress.seconds + elapsed, now
-                marked = before < 60 * config.mark_minutes <= progress.seconds
+                progress.seconds, clock = progress.seconds + elapsed, now
                 if progress.step % config.log_every == 0 or progress.step == config.max_steps:
                     self.log_means()
                     if bar.disable and now >= next_line and parallel.is_main():
                         print(_line(progress, config, self.trained), flush=True)
                         next_line = now + 10
-                out_of_time = bool(config.max_minutes) and progress.seconds >= 60 * config.max_minutes
-                at_end = progress.step >= config.max_steps
-                finished = out_of_time or (at_end and progress.seconds >= 60 * config.mark_minutes)
+                finished = progress.step >= config.max_steps or 0 < 60 * config.max_minutes <= progress.seconds
                 regular = config.eval_every and progress.step % config.eval_every == 0
-                if finished or marked or regular or progress.step == config.max_steps:
+                if finished or regular or progress.step in config.validate_at:
                     self.evaluate()
                     finished = finished or 0 < config.patience <= progress.evaluations_since_best
                     if not finished:

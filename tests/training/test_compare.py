@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,13 @@ from tiny import tokenizer_config
 from daps_robot.commands.ablate import STUDIES, Ablate
 from daps_robot.commands.ablate import run as ablate
 from daps_robot.commands.compare_estimators import CompareEstimators, run
+from daps_robot.commands.one_run import BUDGETS, OneRun, measured_pace
 from daps_robot.commands.train_action_vae import ChunkTokenizerConfig, TrainActionVAE
 from daps_robot.errors import ConfigError, DapsRobotError
 from daps_robot.estimators import ESTIMATORS
 from daps_robot.models.tokenizer import Inputs, Tokenizer
 from daps_robot.report.comparison import best, interval
+from daps_robot.training.pace import Pace
 
 SIZE = ChunkTokenizerConfig(horizon=8, positions=2, vocabulary=8, width=16, layers=1)
 PLUGIN = Path(__file__).parents[1] / "plugin"
@@ -69,10 +72,38 @@ def test_the_page_stands_alone_and_shows_every_estimator(compared):
     assert "http" not in page.replace("http://www.w3.org", "") and page.count("<svg") == 4
 
 
+def test_a_pace_says_how_many_steps_fit_into_a_time():
+    pace = Pace(warm_steps=100, warm_ms=10.0, step_ms=40.0)
+    assert pace.seconds(50) == pytest.approx(0.5) and pace.seconds(150) == pytest.approx(1 + 2)
+    assert pace.steps(0.5) == 50 and pace.steps(3.0) == 150 and pace.steps(1e-9) == 1
+    assert Pace(0, 40.0, 40.0).steps(4.0) == 100
+
+
+def test_a_pace_is_measured_by_phases(compared, tmp_path, monkeypatch):
+    monkeypatch.setattr("daps_robot.commands.one_run.TIMED_STEPS", 8)
+    monkeypatch.setattr("daps_robot.commands.one_run.LOG_EVERY", 2)
+    job = OneRun(str(compared[0] / "data/toy.hdf5"), "daps", "daps", {}, 0, BUDGETS["test"], SIZE)
+    pace = measured_pace(job, tmp_path / "daps")
+    assert pace.warm_steps == 3 and 0 < pace.warm_ms < pace.step_ms  # a step of DAPS draws samples, too
+    scratch = measured_pace(replace(job, overrides={"warm_start_steps": 0}), tmp_path / "scratch")
+    assert scratch.warm_steps == 0 and scratch.warm_ms == scratch.step_ms > 0
+
+
+def test_equal_time_is_read_after_the_steps_that_fit(compared, monkeypatch, tmp_path):
+    monkeypatch.chdir(compared[0])
+    monkeypatch.setitem(BUDGETS, "test", replace(BUDGETS["test"], minutes=0.001))
+    paces = {"daps": Pace(3, 5.0, 10.0), "vae": Pace(0, 30.0, 30.0)}  # of 60 ms
+    monkeypatch.setattr("daps_robot.commands.compare_estimators.measure_paces", lambda *_: paces)
+    daps, vae = run(config(name="timed"))
+    assert (daps["time.step"], daps["steps.step"], daps["time.seconds"]) == (7, 6, pytest.approx(0.055))
+    assert (vae["time.step"], vae["steps.step"], vae["steps.seconds"]) == (2, 6, pytest.approx(0.18))
+    assert daps["steps_per_second"] == pytest.approx(7 / 0.055)
+
+
 def test_finished_runs_are_not_run_again_and_others_are_refused(compared, monkeypatch):
     place, results = compared
     monkeypatch.chdir(place)
-    monkeypatch.setattr("daps_robot.commands.compare_estimators.start_run", lambda *_: pytest.fail("ran again"))
+    monkeypatch.setattr("daps_robot.commands.compare_estimators.start_process", lambda *_: pytest.fail("ran again"))
     assert run(config()) == results
     with pytest.raises(ConfigError, match=r"lr: 0.001 → 0.1"):
         run(config(lr=0.1))
