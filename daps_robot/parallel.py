@@ -1,7 +1,8 @@
 """Several processes that train one model on one batch (torchrun), and how their random numbers stay those of one process.
 
 Each process, a rank, has some rows of every batch. Noise is drawn for the rows of all and cut to its own, so what a row gets
-depends on its place in the batch and not on how many ranks there are. With one process everything here is the identity.
+depends on its place in the batch and not on how many ranks there are. With one process and whole batches everything here is
+the identity.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ def world_size() -> int:
 
 def rank() -> int:
     """Which of them this is, from 0; known before they have met, too."""
-    return dist.get_rank() if world_size() > 1 else int(os.environ.get("RANK", "0"))
+    if world_size() > 1:
+        return dist.get_rank()
+    return int(os.environ.get("RANK", "0")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
 
 
 def is_main() -> bool:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from daps_robot.commands.compare_estimators import CompareEstimators, Preset, results_folder, run_variants
+from daps_robot.commands.compare_estimators import CompareEstimators, results_folder, run_variants
+from daps_robot.commands.one_run import BudgetName
 from daps_robot.commands.train_action_vae import ChunkTokenizerConfig
 from daps_robot.config import save_json
 from daps_robot.errors import ConfigError
@@ -99,7 +100,7 @@ class Ablate:
     study: str = "trust-region"
     dataset: str = "lift"
     seeds: int = 1
-    preset: Preset = "small"
+    preset: BudgetName = "small"
     name: str | None = None
     tokenizer: ChunkTokenizerConfig = field(default_factory=ChunkTokenizerConfig)
     lr: float | None = None

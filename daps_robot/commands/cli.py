@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
 
+from daps_robot import parallel
 from daps_robot.errors import DapsRobotError
 
 C = TypeVar("C")
@@ -30,6 +33,8 @@ def main(config: type[C], run: Callable[[C], object]) -> None:
             given["default"] = defaults(arguments)
         parsed = tyro.cli(config, args=arguments, description=description, config=(tyro.conf.OmitArgPrefixes,), **given)
         keep_freed_memory()
+        if not parallel.is_main():
+            sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - of several processes, one speaks, to the end
         run(parsed)
     except DapsRobotError as error:
         if debug:

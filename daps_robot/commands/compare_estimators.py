@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from daps_robot.commands.one_run import BUDGETS, PICTURES, OneRun, Preset
+from daps_robot.commands.one_run import BUDGETS, PICTURES, BudgetName, OneRun
 from daps_robot.commands.train_action_vae import ChunkTokenizerConfig
 from daps_robot.config import differences, from_json, load_json, save_json, to_json
 from daps_robot.data.catalog import dataset_name, fetch
@@ -57,7 +57,7 @@ class CompareEstimators:
     dataset: str = "lift"
     estimators: tuple[str, ...] = ("all",)
     seeds: int = 3
-    preset: Preset = "small"
+    preset: BudgetName = "small"
     name: str | None = None
     tokenizer: ChunkTokenizerConfig = field(default_factory=ChunkTokenizerConfig)
     lr: float | None = None

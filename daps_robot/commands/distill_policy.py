@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from daps_robot import parallel
 from daps_robot.commands.train_action_vae import split
 from daps_robot.config import load_json, save_json
 from daps_robot.data.catalog import dataset_name, fetch
@@ -113,7 +114,8 @@ def run(config: DistillPolicy) -> dict[str, float]:
     }
     objective = DistillObjective(policy, valid, config.codes)
     metrics = Trainer(config.trainer, out, description).fit(objective, train, config.resume, config.overwrite)
-    save_json({"policy": time.perf_counter() - started}, out / "timing.json")
+    if parallel.is_main():
+        save_json({"policy": time.perf_counter() - started}, out / "timing.json")
     accuracy = " ".join(f"{metrics[f'accuracy/{i}']:.2f}" for i in range(codes.positions))
     print(f"validation: {metrics['nll']:.2f} nats a chunk, accuracy per position {accuracy}; policy in {out}")
     return metrics

@@ -102,7 +102,7 @@ def _encoded(tokenizer: Tokenizer, pictures: Pictures, channels: int) -> Iterato
     """The codes of all pictures, a few at a time."""
     bernoulli = tokenizer.config.likelihood.kind == "bernoulli"
     images = ImageDataset(pictures, ImageTransform(threshold=127 if bernoulli else None))
-    for index in torch.arange(len(pictures)).split(8 * examples_at_a_time(tokenizer.config.codes)):
+    for index in torch.arange(len(pictures)).split(8 * examples_at_a_time(tokenizer.config.codes, tokenizer.scaler.shift.device)):
         x = images.gather(index)
         if channels == 1:
             x = grey(x, pictures.where)
@@ -135,7 +135,7 @@ def decode(config: DecodeImages) -> Path:
         raise CheckpointError(f"{config.codes} does not fit {config.tokenizer}, whose weights it names: it is damaged")
     if config.out.is_dir():
         shutil.rmtree(config.out)
-    step = 8 * examples_at_a_time(size)
+    step = 8 * examples_at_a_time(size, tokenizer.scaler.shift.device)
     for first in range(0, len(codes), step):
         rows = slice(first, first + step)
         block = torch.from_numpy(codes.codes(rows)).to(tokenizer.scaler.shift.device)

@@ -62,9 +62,9 @@ TIMED_STEPS, LOG_EVERY = 40, 10
 VALIDATE_ON = 1000
 """Held-out pictures, evenly spaced, that read-outs are of, or all where there are fewer."""
 
-Preset = Literal["small", "claim", "mnist", "cifar10", "test"]
+BudgetName = Literal["small", "claim", "mnist", "cifar10", "test"]
 
-BUDGETS: dict[Preset, Budget] = {
+BUDGETS: dict[BudgetName, Budget] = {
     "small": Budget(500, 0.6, 32, 1e-3, 250, 10, 20),
     "claim": Budget(2400, 3.0, 64, 1e-3, 1200, 10, 50),
     "mnist": Budget(3000, 1.75, 64, 3e-4, 1500, 100, 0),

@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 
+from daps_robot import parallel
 from daps_robot.config import save_json
 from daps_robot.data.catalog import dataset_name, fetch
 from daps_robot.data.chunks import ChunkDataset
@@ -113,7 +114,8 @@ def run(config: TrainActionVAE) -> dict[str, float]:
     command = replace(config, out=None, resume=False, overwrite=False)  # how it is called is no part of what is trained
     description = {"command": command, "dataset": {"path": str(demos.path), "sha256": demos.sha256}}
     metrics = Trainer(config.trainer, out, description).fit(objective, train, config.resume, config.overwrite)
-    save_json({"demonstrations": fetched - started, "tokenizer": time.perf_counter() - fetched}, out / "timing.json")
+    if parallel.is_main():
+        save_json({"demonstrations": fetched - started, "tokenizer": time.perf_counter() - fetched}, out / "timing.json")
     rmse = " ".join(f"{metrics[f'rmse/{i}']:.3f}" for i in range(train.actions.shape[1]))
     print(f"reconstruction error per action dimension (RMSE, action units): {rmse}")
     if "perplexity" in metrics:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -25,7 +26,6 @@ from daps_robot.report.fid import ReconstructionFID
 from daps_robot.report.image_page import write_image_page
 from daps_robot.report.image_plots import ImageExamples, save_examples_png
 from daps_robot.training.image_metrics import ImageMetrics, bits_per_dimension
-from daps_robot.training.metrics import code_counts
 from daps_robot.training.motion_metrics import MotionMetrics
 from daps_robot.training.optimizer import OptimizerConfig
 from daps_robot.training.stream import Batches
@@ -117,8 +117,8 @@ class TrainImageTokenizer:
 
 def given(arguments: Sequence[str], option: str) -> str | None:
     """The value of an option of the command line, if it is there."""
-    values = [b for a, b in pairwise(arguments) if a == option]
-    values += [a.removeprefix(f"{option}=") for a in arguments if a.startswith(f"{option}=")]
+    words = [word for argument in arguments for word in argument.split("=", 1)]
+    values = [b for a, b in pairwise(words) if a.startswith("--") and a.replace("_", "-") == option]
     return values[-1] if values else None
 
 
@@ -151,6 +151,10 @@ class Material(NamedTuple):
 def run(config: TrainImageTokenizer) -> JSON:
     """Train, measure on all that is held out, write report.json and a page; the figures. The tokenizer lies in <out>/model."""
     chosen = choose_preset(config.dataset, config.preset, config.pictures.size)
+    if config.dataset == "lafan" and replace(config.pictures, data=None, validate_on=0) != PicturesConfig(validate_on=0):
+        raise ConfigError("motion takes none of the options of pictures but --data and --validate-on: leave the others out")
+    if config.pictures.download and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("download with one process first: several would write the same file")
     fid = ReconstructionFID(config.pictures.fid_weights) if config.pictures.fid_weights else None  # what it lacks shows at once
     material = read_motion_capture(config) if config.dataset == "lafan" else read_pictures(config, chosen)
     out = config.out or Path("runs") / (config.preset or config.dataset) / "tokenizer"
@@ -172,27 +176,30 @@ def run(config: TrainImageTokenizer) -> JSON:
     best = Tokenizer.from_pretrained(out / "model").to(tokenizer.scaler.shift.device)
     torch.manual_seed(step_seed(config.trainer.seed, NO_STEP))
     beta_end = estimator.beta(config.trainer.max_steps)
+    codes = best.config.codes
+    usage = torch.zeros(codes.positions, codes.vocabulary, dtype=torch.long, device=best.scaler.shift.device)
     facts: JSON = {
         "estimator": config.estimator,
         "dataset": config.dataset,
         "bits": best.bits,
-        "positions": best.config.codes.positions,
-        "vocabulary": best.config.codes.vocabulary,
+        "positions": codes.positions,
+        "vocabulary": codes.vocabulary,
         "shape": best.config.front_end.shape,
-        **evaluate_tokenizer(best, material.valid, beta_end, material.measure),
+        **evaluate_tokenizer(best, material.valid, beta_end, material.measure, usage),
     }
     if config.pictures.dequantise and "elbo" in facts:
         noisy = evaluate_tokenizer(best, Dequantised(material.valid), beta_end)
         log_scale = float(best.scaler.scale.log().mean())
         facts["bits_per_dimension"] = bits_per_dimension(noisy["elbo"], int(np.prod(facts["shape"])), log_scale)
     if parallel.is_main():
+        save_json(facts, out / "report.json")
         if fid is not None:
             facts["rfid"] = measured_fid(fid, best, material.valid)
-        save_json(facts, out / "report.json")
+            save_json(facts, out / "report.json")
         if config.dataset != "lafan":
             examples = examples_of(best, material.valid)
             print(save_examples_png(examples, out / "examples.png"))
-            print(write_image_page(out, facts, examples, usage_of(best, material.valid)))
+            print(write_image_page(out, facts, examples, usage.cpu().numpy()))
     print(summary(facts))
     print(f"tokenizer in {out}")
     return facts
@@ -270,7 +277,7 @@ def examples_of(tokenizer: Tokenizer, valid: Batches) -> ImageExamples:
     shown = evenly(valid, SHOWN)
     x = shown.gather(torch.arange(len(shown))).to(tokenizer.scaler.shift.device)
     likely, drawn = [], []
-    for part in x.split(examples_at_a_time(tokenizer.config.codes)):
+    for part in x.split(examples_at_a_time(tokenizer.config.codes, x.device)):
         memory = tokenizer.prepare(tokenizer.inputs(part))
         likely.append(tokenizer.decode_embedded(tokenizer.encoded(memory).embedded)[:, 0])
         sample = tokenizer.encoded(memory, 1)
@@ -283,23 +290,11 @@ def examples_of(tokenizer: Tokenizer, valid: Batches) -> ImageExamples:
 @torch.no_grad()
 def measured_fid(fid: ReconstructionFID, tokenizer: Tokenizer, valid: Batches) -> float:
     """rFID of the most likely reconstructions of the whole split."""
-    for index in torch.arange(len(valid)).split(examples_at_a_time(tokenizer.config.codes)):
-        x = valid.gather(index).to(tokenizer.scaler.shift.device)
+    device = tokenizer.scaler.shift.device
+    for index in torch.arange(len(valid)).split(examples_at_a_time(tokenizer.config.codes, device)):
+        x = valid.gather(index).to(device)
         fid.update(x, tokenizer.decode_embedded(tokenizer.encoded(tokenizer.prepare(tokenizer.inputs(x))).embedded)[:, 0])
     return fid.result()
-
-
-@torch.no_grad()
-def usage_of(tokenizer: Tokenizer, data: Batches) -> np.ndarray:
-    """How often each code is the most likely one, by position (l v); zeros without codes."""
-    codes = tokenizer.config.codes
-    counts = torch.zeros(codes.positions, codes.vocabulary, dtype=torch.long)
-    for index in torch.arange(len(data)).split(8 * examples_at_a_time(codes)):
-        x = data.gather(index).to(tokenizer.scaler.shift.device)
-        likely = tokenizer.encoded(tokenizer.prepare(tokenizer.inputs(x))).codes
-        if likely is not None:
-            counts += code_counts(likely[:, 0], codes.vocabulary).cpu()
-    return counts.numpy()
 
 
 def summary(facts: JSON) -> str:

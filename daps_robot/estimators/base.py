@@ -63,6 +63,9 @@ class Estimator(nn.Module, ABC):
     autoregressive: ClassVar[bool | None] = None
     """Whether its posterior is autoregressive; None where that is for the user to say."""
 
+    divisible: ClassVar[bool] = True
+    """Whether a step's batch may be cut into parts, one after the other: not where `loss` changes what the next one finds."""
+
     learning_rates: Mapping[str, float] = {}
     """Learning rates of parameters of its own that do not follow the trainer's: name → rate."""
 

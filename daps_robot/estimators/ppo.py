@@ -55,6 +55,7 @@ class PPO(Estimator):
     """One code sequence per input, drawn from a copy of the posterior some steps old; rewards are scaled to unit deviation."""
 
     config_type = PPOConfig
+    divisible = False
     config: PPOConfig
     kl_coefficient: Tensor
     reward_scale: Tensor

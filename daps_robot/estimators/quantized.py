@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -82,6 +83,7 @@ class VQEstimator(QuantizedEstimator):
     """VQ-VAE with an EMA codebook, by vector-quantize-pytorch (the extra `vq`), which trains the codebook."""
 
     kind = "vq"
+    divisible = False
     config_type = VQConfig
 
     def __init__(self, tokenizer: Tokenizer, config: VQConfig, total_steps: int) -> None:
@@ -101,6 +103,7 @@ class VQEstimator(QuantizedEstimator):
             threshold_ema_dead_code=config.revive_below,
             commitment_weight=config.commitment,
             rotation_trick=config.rotation_trick,
+            sync_codebook=int(os.environ.get("WORLD_SIZE", "1")) > 1,  # the processes have not met yet
         )
 
     def quantize(self, posterior: QuantizedPosterior, inputs: Inputs) -> tuple[Tensor, Tensor]:

@@ -62,6 +62,7 @@ def sample(model: CodeModel, memory: Memory, uniforms: Float[Tensor, "b k l"], t
         entropy[..., i] = -(probs * log_probs).sum(-1)
         codes[..., i] = inverse_cdf(probs.expand(b, k, -1), uniforms[..., i])
         log_prob += log_probs.expand(b, k, -1).gather(-1, codes[..., i : i + 1])[..., 0]
+    torch.clear_autocast_cache()  # weights that were cast without a gradient must not be taken by the update (before torch 2.11)
     return CodeSample(codes, log_prob, entropy)
 
 

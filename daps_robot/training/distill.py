@@ -55,7 +55,7 @@ class DistillObjective(Objective):
         policy = self.policy
         device = policy.scaler.shift.device
         nll, hits, error, steps = 0.0, torch.zeros(policy.config.codes.positions), torch.zeros(1), 0.0
-        for index in torch.arange(len(self.valid)).split(examples_at_a_time(policy.config.codes)):
+        for index in torch.arange(len(self.valid)).split(examples_at_a_time(policy.config.codes, device)):
             batch = to_device(self.valid.gather(index), device)
             assert isinstance(batch, ChunkBatch)
             codes = self.targets(batch, "most-likely")

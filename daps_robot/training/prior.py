@@ -69,7 +69,7 @@ class PriorObjective(Objective):
         """`nll`: nats per example; `bits`: the same in bits, beside the capacity of the code sequence."""
         codes, device = self.prior.config.codes, self.prior.tokenizer.scaler.shift.device
         total = 0.0
-        for index in torch.arange(len(self.valid)).split(examples_at_a_time(codes)):
+        for index in torch.arange(len(self.valid)).split(examples_at_a_time(codes, device)):
             batch = LabelledBatch(*(t.to(device) for t in self.valid.gather(index)))
             total += float(self.nll(batch).double().sum())
         nll = total / len(self.valid)

@@ -6,7 +6,8 @@ interrupted anywhere, and go on from there.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import signal
+from collections.abc import Generator
 from itertools import count
 from typing import Any, Protocol, runtime_checkable
 
@@ -79,13 +80,13 @@ def batches(
     share: slice | None = None,
     workers: int = 0,
     pin: bool = False,
-) -> Iterator[Any]:
+) -> Generator[Any]:
     """The batches of steps first_step, first_step + 1, … without end.
 
     Args:
         share: the rows of each batch that are wanted; all by default.
         workers: processes that gather ahead; 0 gathers when asked.
-        pin: put them into page-locked memory, from which a GPU copies faster.
+        pin: let workers put them into page-locked memory, from which a GPU copies faster.
 
     Raises:
         DataError: what the data raises, in a worker too.
@@ -103,6 +104,7 @@ def batches(
         num_workers=workers,
         collate_fn=_as_it_is,
         pin_memory=pin,
+        worker_init_fn=_leave_signals,
     )
     try:
         for batch in loader:
@@ -110,12 +112,15 @@ def batches(
                 raise batch
             yield batch
     except RuntimeError as error:
-        if "worker" not in str(error):
-            raise
-        raise DapsRobotError(
-            f"a process that loads data died ({str(error).splitlines()[0]}): "
-            f"is there memory for --workers {workers}? --resume goes on"
-        ) from error
+        raise dead_worker(error, workers) or error from None
+
+
+def dead_worker(error: RuntimeError, workers: int) -> DapsRobotError | None:
+    """What the death of a loading process means, if the error is that: it may come up wherever the main process then is."""
+    if "DataLoader worker (pid" not in str(error):
+        return None
+    first = str(error).splitlines()[0]
+    return DapsRobotError(f"a process that loads data died ({first}): is there memory for --workers {workers}? --resume goes on")
 
 
 class _Guarded:
@@ -129,6 +134,12 @@ class _Guarded:
             return self.shuffled.__getitems__(places)
         except DataError as error:
             return error
+
+
+def _leave_signals(worker: int) -> None:
+    """The main process alone decides what a signal means."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -15,7 +15,7 @@ from daps_robot.estimators.base import Estimator, Loss
 from daps_robot.models.code_model import CodeModelConfig
 from daps_robot.models.tokenizer import Inputs, Tokenizer
 from daps_robot.training.metrics import code_counts, mean_squared_error, perplexity, squared_error
-from daps_robot.training.stream import Batches
+from daps_robot.training.stream import Batches, step_seed
 from daps_robot.training.trainer import Objective
 from daps_robot.types import ChunkBatch
 
@@ -63,6 +63,7 @@ class TokenizerObjective(Objective):
         super().__init__()
         self.tokenizer, self.estimator = tokenizer, estimator
         self.valid, self.measure = valid, measure
+        self.divisible = estimator.divisible
         self.steps = 0
 
     def forward(self, batch: ChunkBatch | Tensor, step: int) -> Loss:
@@ -86,7 +87,11 @@ class TokenizerObjective(Objective):
 
 @torch.no_grad()
 def evaluate_tokenizer(
-    tokenizer: Tokenizer, data: Batches, beta_end: float, measure: Callable[[], Measure] | None = None
+    tokenizer: Tokenizer,
+    data: Batches,
+    beta_end: float,
+    measure: Callable[[], Measure] | None = None,
+    counts: Tensor | None = None,
 ) -> dict[str, float]:
     """Metrics over a whole split.
 
@@ -94,42 +99,49 @@ def evaluate_tokenizer(
     data, means over 8 posterior samples of each; the last four only where the posterior is a distribution, `entropy` only
     over codes. `rmse/i` and `rmse_sample/i`: of entry i of the last axis in the data's units, from the most likely codes and
     from one posterior sample. `psnr`: dB, 10·log10(peak²/mse) of each example's most likely reconstruction, then averaged;
-    the peak is the range of the split's data. `perplexity`: of the most likely codes, per position over the split, then
-    averaged. `unused_codes`: share of the vocabulary that no example uses, averaged over positions. `bits_used`: sum over
-    positions of the entropy of those frequencies; of a Gaussian, its KL in bits. `loss` is −`elbo_beta_end`, of quantisers
-    `reconstruction`. `measure` makes what measures further: its results are of the most likely reconstructions, and with the
-    suffix `_sample` of those from one posterior sample.
+    the peak is the range of the split's data (a `measure` may have a `psnr` of its own, which then stands there).
+    `perplexity`: of the most likely codes, per position over the split, then averaged. `unused_codes`: share of the vocabulary
+    that no example uses, averaged over positions. `bits_used`: sum over positions of the entropy of those frequencies; of a
+    Gaussian, its KL in bits. `loss` is −`elbo_beta_end`, of quantisers `reconstruction`.
+
+    Args:
+        beta_end: β of `elbo_beta_end`.
+        measure: makes what measures further; its results are of the most likely reconstructions, and with the suffix
+            `_sample` of those from one posterior sample.
+        counts: (l v), if given, is added to: how often each code was the most likely one.
     """
     codes_config, device = tokenizer.config.codes, tokenizer.scaler.shift.device
     n, channels = len(data), tokenizer.config.front_end.channels
     nats: dict[str, Tensor] = {"reconstruction": torch.zeros((), dtype=torch.float64, device=device)}
-    counts = torch.zeros(codes_config.positions, codes_config.vocabulary, dtype=torch.long, device=device)
+    if counts is None:
+        counts = torch.zeros(codes_config.positions, codes_config.vocabulary, dtype=torch.long, device=device)
     squares = torch.zeros(2, channels, dtype=torch.float64, device=device)  # of the most likely codes, of a sample
     measures = [measure(), measure()] if measure else []
     steps = torch.zeros((), dtype=torch.float64, device=device)
     low, high, decibels = math.inf, -math.inf, torch.zeros((), dtype=torch.float64, device=device)
-    for index in torch.arange(n).split(examples_at_a_time(codes_config)):
-        share = parallel.own_share(len(index))
-        batch = to_device(data.gather(index[share]), device)
+    seed = int(torch.randint(2**62, ()))
+    for i, index in enumerate(torch.arange(n).split(examples_at_a_time(codes_config, device))):
+        if i % parallel.world_size() != parallel.rank():
+            continue
+        torch.manual_seed(step_seed(seed, i))  # the same noise, whichever rank has these examples
+        batch = to_device(data.gather(index), device)
         x, observation = (batch.actions, batch.observations[:, -1]) if isinstance(batch, ChunkBatch) else (batch, None)
         inputs = batch_inputs(tokenizer, batch)
         memory = tokenizer.prepare(inputs)
-        with parallel.rows_of(share.start, len(index)):
-            drawn = tokenizer.encoded(memory, EVAL_SAMPLES)
-        likely = tokenizer.encoded(memory)
+        drawn, likely = tokenizer.encoded(memory, EVAL_SAMPLES), tokenizer.encoded(memory)
         params = tokenizer.decoder_params(drawn.embedded, inputs)
         nats["reconstruction"] -= tokenizer.likelihood.log_prob(params, inputs.x, inputs.mask).mean(1).double().sum()
         if drawn.kl is not None:
             nats["kl"] = nats.get("kl", 0) + drawn.kl.mean(1).double().sum()
         if likely.codes is not None:
             counts += code_counts(likely.codes[:, 0], codes_config.vocabulary)
-        for i, embedded in enumerate((likely.embedded, drawn.embedded[:, :1])):
+        for which, embedded in enumerate((likely.embedded, drawn.embedded[:, :1])):
             again = tokenizer.decode_embedded(embedded, observation)[:, 0]
             error, of_steps = squared_error(x, again, inputs.mask)
-            squares[i] += error
+            squares[which] += error
             if measures:
-                measures[i].update(x, again)
-            if i == 0:
+                measures[which].update(x, again)
+            if which == 0:
                 steps += of_steps
                 decibels -= 10 * mean_squared_error(x, again, inputs.mask).clamp(min=1e-12).log10().sum()
         low, high = min(low, float(x.min())), max(high, float(x.max()))
@@ -159,6 +171,7 @@ def evaluate_tokenizer(
     return result
 
 
-def examples_at_a_time(codes: CodeModelConfig) -> int:
-    """Examples that are evaluated together: 256, or as many as keep to EVAL_POSITIONS codes."""
-    return max(1, min(256, EVAL_POSITIONS // (EVAL_SAMPLES * codes.positions)))
+def examples_at_a_time(codes: CodeModelConfig, device: torch.device) -> int:
+    """Examples that are evaluated together: 256, or as many as keep to EVAL_POSITIONS codes, on a GPU to 32 times as many."""
+    positions = EVAL_POSITIONS * (32 if device.type == "cuda" else 1)
+    return max(1, min(256, positions // (EVAL_SAMPLES * codes.positions)))

@@ -40,7 +40,7 @@ from daps_robot.training.optimizer import (
     make_optimizer,
     set_learning_rates,
 )
-from daps_robot.training.stream import Batches, batches, step_seed
+from daps_robot.training.stream import Batches, batches, dead_worker, step_seed
 
 
 class Objective(nn.Module, ABC):
@@ -48,6 +48,9 @@ class Objective(nn.Module, ABC):
 
     criterion: str = "loss"
     """The validation metric that is smaller for better weights."""
+
+    divisible: bool = True
+    """Whether the loss of a batch is the mean over its parts, whatever `forward` was called on before in the same step."""
 
     @abstractmethod
     def forward(self, batch: Any, step: int) -> Loss:
@@ -160,6 +163,8 @@ class Trainer:
         """
         if overwrite and resume:
             raise ConfigError("--resume goes on with a run and --overwrite throws it away: give one of them")
+        if self.config.accumulate > 1 and not objective.divisible:
+            raise ConfigError("this estimator's steps cannot be divided into parts: leave out --accumulate")
         if self.config.batch_size > max(10_000, 100 * len(data)):
             raise ConfigError(f"batch_size {self.config.batch_size} is out of proportion to {len(data)} examples")
         fabric = self._fabric()
@@ -170,6 +175,9 @@ class Trainer:
             training = _Training(self.config, self.directory, fabric, objective)
             if resume and (self.directory / "state.pt").is_file():
                 training.load()
+            at = float(training.progress.step)
+            if parallel.largest([at, -at], fabric.device) != [at, -at]:
+                raise RunDirectoryError(f"not all processes find the same run in {self.directory}: it must be shared by all")
             training.run(data, stop)
             parallel.wait_for_all()
         if not math.isfinite(training.progress.best):
@@ -196,7 +204,7 @@ class Trainer:
         try:
             fabric = Fabric(accelerator=config.device, precision=config.precision, **several)
             fabric.launch()
-        except (ValueError, RuntimeError) as error:
+        except Exception as error:  # Fabric has kinds of its own
             raise ConfigError(f"device {config.device!r} in {config.precision!r} cannot be used: {short(error)}") from error
         return fabric
 
@@ -211,7 +219,7 @@ class Trainer:
             found = load_json(path)
             if not isinstance(found, dict):
                 raise RunDirectoryError(f"{path} is damaged: start again with --overwrite")
-            changed = differences(found, self.description)
+            changed = [text for text in differences(found, self.description) if ".workers:" not in text]  # which changes nothing
             if changed:
                 raise RunDirectoryError(
                     f"{self.directory} was started with other settings ({'; '.join(changed[:5])}): "
@@ -278,8 +286,12 @@ class _Training:
                     break
                 if stopping:
                     self.save()
+                    parallel.wait_for_all()  # the first to leave makes the others' launcher end them
                     raise KeyboardInterrupt(f"stopped at step {progress.step}; state saved in {self.directory}")
+        except RuntimeError as error:
+            raise dead_worker(error, config.workers) or error from None
         finally:
+            stream.close()  # its processes end with it
             bar.close()
             if self.logger is not None:
                 self.logger.close()
@@ -347,7 +359,8 @@ class _Training:
         torch.manual_seed(step_seed(self.config.seed, NO_STEP))  # the same noise at every validation
         metrics = {**objective.evaluate(), "step": progress.step, "train_seconds": progress.seconds}
         progress.evaluations_since_best += 1
-        value = metrics[objective.criterion]
+        # each rank's own value may differ in the last bit, and all must decide alike
+        (value,) = parallel.mean_of_each([metrics[objective.criterion]], self.fabric.device)
         better = value < progress.best
         if better:
             progress.best, progress.best_step = value, progress.step
@@ -364,6 +377,7 @@ class _Training:
             self.average.swap()
 
     def save(self) -> None:
+        self.interval.share(self.fabric.device)
         if not parallel.is_main():
             return
         state = {
@@ -394,6 +408,8 @@ def _cut(batch: Any, rows: slice) -> Any:
     """Some rows of a batch: a tensor, or a (named) tuple of them."""
     if isinstance(batch, Tensor):
         return batch[rows]
+    if not isinstance(batch, tuple):
+        raise ConfigError(f"a batch is a tensor or a tuple of tensors, not {type(batch).__name__}")
     parts = tuple(tensor[rows] for tensor in batch)
     return batch._make(parts) if hasattr(batch, "_make") else parts
 
@@ -410,9 +426,15 @@ class _Mean:
             self.sums[name] = self.sums[name] + value if name in self.sums else value
             self.counts[name] = self.counts.get(name, 0) + 1
 
+    def share(self, device: torch.device) -> None:
+        """Make the sums of all ranks the same, with the same mean."""
+        if parallel.world_size() > 1:
+            totals = parallel.mean_of_each([float(total) for total in self.sums.values()], device)
+            self.sums = dict(zip(self.sums, map(torch.tensor, totals), strict=True))
+
     def means(self, device: torch.device) -> dict[str, float]:
-        own = [float(total) / self.counts[name] for name, total in self.sums.items()]
-        means = dict(zip(self.sums, parallel.mean_of_each(own, device), strict=True))
+        self.share(device)
+        means = {name: float(total) / self.counts[name] for name, total in self.sums.items()}
         self.sums, self.counts = {}, {}
         return means
 
@@ -424,11 +446,11 @@ class _Stop:
 
 @contextmanager
 def _stop_signals() -> Iterator[_Stop]:
-    """SIGINT and SIGTERM ask the loop to save and stop after the current step; a second one stops at once."""
+    """SIGINT and SIGTERM ask the loop to save and stop after the current step; a second SIGINT stops at once."""
     stop = _Stop()
 
     def handle(number: int, frame: Any) -> None:
-        if stop.requested:
+        if stop.requested and number == signal.SIGINT:  # a launcher may pass the same SIGTERM on twice
             raise KeyboardInterrupt
         stop.requested = True
 

@@ -8,6 +8,7 @@ from tiny import tokenizer_config
 
 from daps_robot.estimators import ESTIMATORS
 from daps_robot.models.tokenizer import Tokenizer
+from daps_robot.training import tokenizer as tokenizer_training
 from daps_robot.training.optimizer import OptimizerConfig
 from daps_robot.training.tokenizer import TokenizerObjective
 from daps_robot.training.trainer import Trainer, TrainerConfig
@@ -17,6 +18,8 @@ ESTIMATORS_TRIED = {
     "daps-na": {"warm_start_steps": 0, "trust_region": "solved-per-input"},
     "daps-published": {},
     "gr-mck-na": {"draws": 3},
+    "gumbel": {},
+    "fsq": {},
     "ppo": {},
     "vae": {},
 }
@@ -37,9 +40,12 @@ class Windows:
 
 def main(out: Path, accumulate: int) -> None:
     torch.set_num_threads(1)
+    tokenizer_training.EVAL_POSITIONS = 8 * 4 * 5  # so that each process has several parts of the validation split
     data = Windows()
     for name, settings in ESTIMATORS_TRIED.items():
         kind = ESTIMATORS[name]
+        if accumulate > 1 and not kind.divisible:
+            continue
         torch.manual_seed(0)
         tokenizer = Tokenizer(kind.tokenizer_config(tokenizer_config()))
         estimator = kind(tokenizer, kind.configure(**settings), 6)
