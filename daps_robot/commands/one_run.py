@@ -65,10 +65,10 @@ VALIDATE_ON = 1000
 BudgetName = Literal["small", "claim", "mnist", "cifar10", "test"]
 
 BUDGETS: dict[BudgetName, Budget] = {
-    "small": Budget(500, 0.6, 32, 1e-3, 250, 10, 20),
-    "claim": Budget(2400, 3.0, 64, 1e-3, 1200, 10, 50),
-    "mnist": Budget(3000, 1.75, 64, 3e-4, 1500, 100, 0),
-    "cifar10": Budget(2000, 6.0, 32, 1e-3, 1000, 10, 0),
+    "small": Budget(500, 0.6, 32, 1e-3, 375, 10, 20),
+    "claim": Budget(2400, 3.0, 64, 1e-3, 1800, 10, 50),
+    "mnist": Budget(3000, 1.75, 64, 3e-4, 2250, 10, 0),
+    "cifar10": Budget(2000, 4.0, 32, 1e-3, 1500, 10, 0),
     "test": Budget(6, 0.0, 8, 1e-3, 3, 2, 0),
 }
 
