@@ -155,7 +155,7 @@ def measured_pace(job: OneRun, folder: Path) -> Pace:
     warm_steps = getattr(settings, "warm_start_steps", 0)
     if warm_steps:
         settings = replace(settings, warm_start_steps=TIMED_STEPS)
-    train(job, configuration(job, 2 * TIMED_STEPS, ()), folder, settings, 2 * TIMED_STEPS)
+    train(job, configuration(job, 2 * TIMED_STEPS, ()), folder, settings, 2 * TIMED_STEPS, validate_on=8)
     seconds = [row["seconds"] for row in read_rows(folder / "metrics.jsonl") if row["split"] == "train"]
     ms = [1e3 * (after - before) / LOG_EVERY for before, after in pairwise(seconds)]
     half = len(ms) // 2
@@ -184,11 +184,13 @@ def settings_of(job: OneRun) -> Any:
     return ESTIMATORS[job.estimator].configure(**{**given, **job.overrides})
 
 
-def train(job: OneRun, config: TrainerConfig, folder: Path, settings: Any, schedule: int) -> tuple[Tokenizer, str | None]:
+def train(
+    job: OneRun, config: TrainerConfig, folder: Path, settings: Any, schedule: int, validate_on: int = 0
+) -> tuple[Tokenizer, str | None]:
     """Train, or go on training; the tokenizer and the environment of its ceiling if there is one."""
     tokenizer, material, env_id = prepare(job)
     estimator = ESTIMATORS[job.estimator](tokenizer, settings, schedule)
-    objective = LatestObjective(tokenizer, estimator, material.valid, material.measure)
+    objective = LatestObjective(tokenizer, estimator, evenly(material.valid, validate_on), material.measure)
     Trainer(config, folder, job).fit(objective, material.train, resume=True)
     return tokenizer, env_id
 
