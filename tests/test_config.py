@@ -20,8 +20,8 @@ from daps_robot.models.likelihoods import LikelihoodConfig
 from daps_robot.models.policy import DecodingConfig, PolicyConfig
 from daps_robot.models.posteriors import PosteriorConfig
 from daps_robot.models.tokenizer import TokenizerConfig
+from daps_robot.training.objective import TrainerConfig
 from daps_robot.training.optimizer import OptimizerConfig
-from daps_robot.training.trainer import TrainerConfig
 
 CONFIGS = [
     TransformerConfig(32, 8, 3, 2),

@@ -234,7 +234,7 @@ def training_data(name: str, chosen: Preset) -> Material:
     shape = chosen.tokenizer.front_end.shape
     try:
         if dataset == "lafan":
-            return read_motion_capture(TrainImageTokenizer("lafan"))
+            return read_motion_capture(TrainImageTokenizer("lafan"), chosen)
         if dataset in IMAGE_DATASETS:
             return read_pictures(TrainImageTokenizer(dataset), chosen)
         lift = locate("lift") if name == "chunk16" else None

@@ -41,6 +41,11 @@ def main(config: type[C], run: Callable[[C], object]) -> None:
             raise
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except OSError as error:
+        if debug:
+            raise
+        print(f"error: {error.filename or ''}: {error.strerror or error}".replace("error: : ", "error: "), file=sys.stderr)
+        raise SystemExit(2) from None
     except KeyboardInterrupt as error:
         if debug:
             raise

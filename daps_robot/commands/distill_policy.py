@@ -23,8 +23,9 @@ from daps_robot.models.frontends import ChunkFrontEndConfig, ObservationFrontEnd
 from daps_robot.models.policy import LatentPolicy, PolicyConfig
 from daps_robot.models.tokenizer import Tokenizer
 from daps_robot.training.distill import CodeSource, DistillObjective
+from daps_robot.training.objective import TrainerConfig
 from daps_robot.training.optimizer import OptimizerConfig
-from daps_robot.training.trainer import Trainer, TrainerConfig
+from daps_robot.training.trainer import Trainer
 
 
 @dataclass(frozen=True)

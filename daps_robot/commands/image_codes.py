@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int, UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -60,7 +59,7 @@ class DecodeImages:
         tokenizer: directory of the run whose tokenizer wrote the codes.
         codes: the file.
         out: directory to write, new or empty.
-        overwrite: replace what lies in that directory.
+        overwrite: write into a directory that is not empty, over pictures of the same names; whatever else is there stays.
         device: where to compute.
     """
 
@@ -80,16 +79,21 @@ def encode(config: EncodeImages) -> Path:
     index = np.arange(len(folder))
     if config.skip_damaged:
         index, bad, first = check(folder)
-        print(f"left out {bad} of {len(folder)} pictures:", *first, sep="\n  ")
-    names = tuple(str(PurePosixPath(folder.name(i)).relative_to(config.data).with_suffix("")) for i in index.tolist())
+        if bad:
+            print(f"left out {bad} of {len(folder)} pictures:", *first, sep="\n  ")
+        if not len(index):
+            raise DataError(f"{config.data}: not one of {len(folder)} pictures can be used. The first: {first[0]}")
+    names = tuple(folder.path(i).relative_to(config.data).with_suffix("").as_posix() for i in index.tolist())
     doubled = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
     if doubled is not None:
         raise DataError(f"{config.data} holds two pictures called {doubled} with different suffixes: rename one of them")
     size = tokenizer.config.codes
     header = CodesHeader(fingerprint(config.tokenizer), size.positions, size.vocabulary, names)
-    pictures = Subset(folder, index)
-    write_codes(config.out, header, _encoded(tokenizer, pictures, shape.channels))
-    before = sum(Path(folder.name(i)).stat().st_size for i in index.tolist())
+    pictures: Pictures = Subset(folder, index)
+    if shape.channels == 1:
+        pictures = GreyPictures(pictures)
+    write_codes(config.out, header, _encoded(tokenizer, pictures))
+    before = sum(folder.path(i).stat().st_size for i in index.tolist())
     after = config.out.stat().st_size
     print(
         f"{len(names)} pictures in {config.out}: {header.row_bytes} bytes of codes each, {after:,} bytes in all "
@@ -98,25 +102,38 @@ def encode(config: EncodeImages) -> Path:
     return config.out
 
 
-def _encoded(tokenizer: Tokenizer, pictures: Pictures, channels: int) -> Iterator[Int[np.ndarray, "b l"]]:
+def _encoded(tokenizer: Tokenizer, pictures: Pictures) -> Iterator[Int[np.ndarray, "b l"]]:
     """The codes of all pictures, a few at a time."""
     bernoulli = tokenizer.config.likelihood.kind == "bernoulli"
     images = ImageDataset(pictures, ImageTransform(threshold=127 if bernoulli else None))
     for index in torch.arange(len(pictures)).split(8 * examples_at_a_time(tokenizer.config.codes, tokenizer.scaler.shift.device)):
-        x = images.gather(index)
-        if channels == 1:
-            x = grey(x, pictures.where)
-        yield tokenizer.encode(x.to(tokenizer.scaler.shift.device))[:, 0].cpu().numpy()
+        x = images.gather(index).to(tokenizer.scaler.shift.device)
+        yield tokenizer.encode(x)[:, 0].cpu().numpy()
 
 
-def grey(x: Float[Tensor, "b height width 3"], where: str) -> Float[Tensor, "b height width 1"]:
-    """The one channel of grey pictures. Raises DataError for a coloured one."""
-    coloured = (x != x[..., :1]).flatten(1).any(1)
-    if coloured.any():
-        raise DataError(
-            f"{where}: {int(coloured.sum())} pictures have colours, the tokenizer was trained on grey ones: convert them"
-        )
-    return x[..., :1]
+class GreyPictures:
+    """The one channel of grey pictures that were decoded to three."""
+
+    labels: Int[np.ndarray, " n"] | None = None
+    classes: tuple[str, ...] = ()
+
+    def __init__(self, pictures: Pictures) -> None:
+        self.pictures, self.where, self.identity = pictures, pictures.where, pictures.identity
+        self.shape = (*pictures.shape[:2], 1)
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def gather(self, index: Int[Tensor, " b"]) -> UInt8[Tensor, "b height width 1"]:
+        """Some of them. Raises DataError for a coloured one."""
+        pixels = self.pictures.gather(index)
+        coloured = (pixels != pixels[..., :1]).flatten(1).any(1)
+        if coloured.any():
+            raise DataError(
+                f"{self.where}: {int(coloured.sum())} of {len(pixels)} pictures have colours, and the tokenizer was trained on "
+                "grey ones: convert them"
+            )
+        return pixels[..., :1]
 
 
 def decode(config: DecodeImages) -> Path:
@@ -133,8 +150,6 @@ def decode(config: DecodeImages) -> Path:
         )
     if (codes.header.positions, codes.header.vocabulary) != (size.positions, size.vocabulary):
         raise CheckpointError(f"{config.codes} does not fit {config.tokenizer}, whose weights it names: it is damaged")
-    if config.out.is_dir():
-        shutil.rmtree(config.out)
     step = 8 * examples_at_a_time(size, tokenizer.scaler.shift.device)
     for first in range(0, len(codes), step):
         rows = slice(first, first + step)

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from daps_robot.commands.train_image_tokenizer import TrainImageTokenizer, choose_preset, read_pictures
+from daps_robot.commands.image_codes import load
+from daps_robot.commands.train_image_tokenizer import PicturesConfig, TrainImageTokenizer, choose_preset, read_pictures
 from daps_robot.config import from_json, load_json
 from daps_robot.data.images import ImageDataset
 from daps_robot.errors import CheckpointError, ConfigError, DataError
@@ -17,11 +18,11 @@ from daps_robot.models.blocks import TransformerConfig
 from daps_robot.models.code_model import CodeModelConfig
 from daps_robot.models.frontends import LabelFrontEndConfig
 from daps_robot.models.prior import CodePrior, CodePriorConfig
-from daps_robot.models.tokenizer import Tokenizer
 from daps_robot.registry import unknown_name
+from daps_robot.training.objective import TrainerConfig
 from daps_robot.training.optimizer import OptimizerConfig
 from daps_robot.training.prior import LabelledImages, PriorObjective
-from daps_robot.training.trainer import Trainer, TrainerConfig
+from daps_robot.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class TrainImagePrior:
 
     Attributes:
         tokenizer: directory of the tokenizer's run.
+        data: where its pictures lie now, if no longer where they were.
         out: directory of the run; by default `prior` beside the tokenizer's.
         resume: go on with an interrupted run in that directory.
         overwrite: throw a run away that is in that directory.
@@ -39,6 +41,7 @@ class TrainImagePrior:
     """
 
     tokenizer: Path = Path("runs/mnist/tokenizer")
+    data: Path | None = None
     out: Path | None = None
     resume: bool = False
     overwrite: bool = False
@@ -74,16 +77,26 @@ class SampleImages:
     out: Path = Path("samples.png")
 
     def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed {self.seed} must be from 0 to 2⁶³ − 1")
         if not 1 <= self.count <= 1000:
             raise ConfigError(f"{self.count} pictures of each class: from 1 to 1000 fit on a sheet")
 
 
 def train(config: TrainImagePrior) -> dict[str, float]:
     """Train; the metrics of the best validation. The prior lies in <out>/model."""
-    tokenizer = Tokenizer.from_pretrained(config.tokenizer / "model")
-    command = tokenizer_command(config.tokenizer)
-    material = read_pictures(command, choose_preset(command.dataset, command.preset, command.pictures.size))
+    tokenizer, front_end = load(config.tokenizer, "cpu")
+    out = config.out or config.tokenizer.parent / "prior"
+    if out.resolve() == config.tokenizer.resolve():
+        raise ConfigError(f"{out} holds the tokenizer: choose another --out")
+    command, identity = tokenizer_command(config.tokenizer, config.data)
+    chosen = choose_preset(command.dataset, command.preset, command.pictures.size)
+    if chosen.tokenizer.front_end.shape != front_end.shape:
+        raise CheckpointError(f"config.json and the model in {config.tokenizer} are of two runs: give one as it was written")
+    material = read_pictures(command, chosen)
     assert isinstance(material.train, ImageDataset) and isinstance(material.valid, ImageDataset)
+    if material.identity != identity:
+        raise CheckpointError(f"{material.where} no longer holds the pictures that the tokenizer was trained on: see --data")
     train, valid = LabelledImages(material.train), LabelledImages(material.valid)
     classes, codes = material.train.pictures.classes, tokenizer.config.codes
     if valid.images.pictures.classes != classes:
@@ -96,7 +109,6 @@ def train(config: TrainImagePrior) -> dict[str, float]:
         codes=CodeModelConfig(codes.positions, codes.vocabulary, True, transformer),
         classes=classes,
     )
-    out = config.out or config.tokenizer.parent / "prior"
     print(f"prior over the codes of {config.tokenizer} given {len(classes)} classes: {len(train)} pictures", flush=True)
     description = {
         "command": replace(config, out=None, resume=False, overwrite=False),
@@ -109,14 +121,19 @@ def train(config: TrainImagePrior) -> dict[str, float]:
     return metrics
 
 
-def tokenizer_command(run: Path) -> TrainImageTokenizer:
-    """How the tokenizer of a run was trained."""
+def tokenizer_command(run: Path, data: Path | None) -> tuple[TrainImageTokenizer, str]:
+    """On which pictures the tokenizer of a run was trained, and their hash; what else its settings were does not matter here."""
     path = run / "config.json"
     description = load_json(path)
     command = description.get("command") if isinstance(description, dict) else None
     if not isinstance(command, dict) or command.get("_type") != TrainImageTokenizer.__name__:
         raise CheckpointError(f"{path} is not of a picture tokenizer's training: give the directory of such a run")
-    return from_json(TrainImageTokenizer, command, str(path))
+    try:
+        pictures = from_json(PicturesConfig, command["pictures"], str(path))
+        dataset, name, identity = str(command["dataset"]), command["preset"], description["dataset"]["identity"]
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} lacks {error}: give the directory of a picture tokenizer's run") from error
+    return TrainImageTokenizer(dataset, name, pictures=replace(pictures, data=data or pictures.data, fid_weights=None)), identity
 
 
 def sample(config: SampleImages) -> Path:

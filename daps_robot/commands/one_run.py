@@ -26,10 +26,11 @@ from daps_robot.models.tokenizer import Tokenizer
 from daps_robot.presets import preset
 from daps_robot.rollout.ceiling import tokenizer_ceiling
 from daps_robot.training.logger import read_rows
+from daps_robot.training.objective import TrainerConfig
 from daps_robot.training.optimizer import OptimizerConfig
 from daps_robot.training.pace import Pace
 from daps_robot.training.tokenizer import TokenizerObjective
-from daps_robot.training.trainer import Trainer, TrainerConfig
+from daps_robot.training.trainer import Trainer
 from daps_robot.types import JSON
 
 

@@ -25,9 +25,10 @@ from daps_robot.models.decoders import ChunkDecoderConfig
 from daps_robot.models.frontends import ChunkFrontEndConfig
 from daps_robot.models.likelihoods import LikelihoodConfig
 from daps_robot.models.tokenizer import Tokenizer, TokenizerConfig
+from daps_robot.training.objective import TrainerConfig
 from daps_robot.training.optimizer import OptimizerConfig
 from daps_robot.training.tokenizer import TokenizerObjective
-from daps_robot.training.trainer import Trainer, TrainerConfig
+from daps_robot.training.trainer import Trainer
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ import torch
 from daps_robot import parallel
 from daps_robot.config import save_json
 from daps_robot.data.images import IMAGE_DATASETS, ImageDataset, ImageTransform, read_images
-from daps_robot.data.motion import read_motion
+from daps_robot.data.motion import CHANNELS, read_motion
 from daps_robot.data.normalize import Scaler
-from daps_robot.errors import ConfigError
+from daps_robot.data.pictures import check, digest
+from daps_robot.errors import ConfigError, DataError
 from daps_robot.estimators import ESTIMATORS, DAPSConfig, EstimatorConfig
 from daps_robot.models.tokenizer import Tokenizer
 from daps_robot.presets import Preset, picture_preset, preset
@@ -26,11 +27,13 @@ from daps_robot.report.fid import ReconstructionFID
 from daps_robot.report.image_page import write_image_page
 from daps_robot.report.image_plots import ImageExamples, save_examples_png
 from daps_robot.training.image_metrics import ImageMetrics, bits_per_dimension
+from daps_robot.training.loop import NO_STEP
 from daps_robot.training.motion_metrics import MotionMetrics
+from daps_robot.training.objective import TrainerConfig
 from daps_robot.training.optimizer import OptimizerConfig
-from daps_robot.training.stream import Batches
+from daps_robot.training.stream import Batches, step_seed
 from daps_robot.training.tokenizer import Measure, TokenizerObjective, evaluate_tokenizer, examples_at_a_time
-from daps_robot.training.trainer import NO_STEP, Trainer, TrainerConfig, step_seed
+from daps_robot.training.trainer import Trainer
 from daps_robot.types import JSON
 
 SCALED_ON = 512
@@ -80,7 +83,7 @@ class TrainImageTokenizer:
         dataset: mnist, mnist-10k, cifar10, imagenet256, lafan, or folder (any directory of pictures, with --data and --size).
         preset: networks and settings; by default those named like the data set. mnist-quick and cifar10-quick are sized for two
             processor cores.
-        out: directory of the run; by default runs/<preset>/tokenizer.
+        out: directory of the run; by default runs/<preset, else data set>/tokenizer.
         resume: go on with an interrupted run in that directory.
         overwrite: throw a run away that is in that directory.
         estimator: how the encoder learns through the codes; with --help after it, its settings.
@@ -127,7 +130,7 @@ def choose_preset(dataset: str, name: str | None, size: int | None) -> Preset:
     if dataset not in (*IMAGE_DATASETS, "lafan"):
         raise unknown_name("data set of pictures or motion", dataset, [*IMAGE_DATASETS, "lafan"])
     if name is None and dataset == "folder":
-        return picture_preset(size or 64)
+        return picture_preset(64 if size is None else size)
     return preset(name or dataset.removesuffix("-10k"))
 
 
@@ -139,6 +142,7 @@ class Material(NamedTuple):
         train, valid: examples (b *x) in the data's units.
         scaler: fitted to the training examples.
         measure: makes what validations measure besides, if anything.
+        identity: changes with the pictures.
     """
 
     where: str
@@ -146,6 +150,7 @@ class Material(NamedTuple):
     valid: Batches
     scaler: Scaler
     measure: Callable[[], Measure] | None
+    identity: str = ""
 
 
 def run(config: TrainImageTokenizer) -> JSON:
@@ -156,7 +161,9 @@ def run(config: TrainImageTokenizer) -> JSON:
     if config.pictures.download and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("download with one process first: several would write the same file")
     fid = ReconstructionFID(config.pictures.fid_weights) if config.pictures.fid_weights else None  # what it lacks shows at once
-    material = read_motion_capture(config) if config.dataset == "lafan" else read_pictures(config, chosen)
+    material = read_motion_capture(config, chosen) if config.dataset == "lafan" else read_pictures(config, chosen)
+    if fid is not None and (chosen.tokenizer.front_end.channels != 3 or len(material.valid) < 2):
+        raise ConfigError("rFID is of two or more colour pictures: leave out --fid-weights")
     out = config.out or Path("runs") / (config.preset or config.dataset) / "tokenizer"
     kind = ESTIMATORS[config.estimator]
     torch.manual_seed(config.trainer.seed)
@@ -170,7 +177,7 @@ def run(config: TrainImageTokenizer) -> JSON:
     seen = evenly(material.valid, config.pictures.validate_on)
     objective = TokenizerObjective(tokenizer, estimator, seen, material.measure)
     command = replace(config, out=None, resume=False, overwrite=False)
-    description = {"command": command, "dataset": {"path": material.where}}
+    description = {"command": command, "dataset": {"path": material.where, "identity": material.identity}}
     Trainer(config.trainer, out, description).fit(objective, material.train, config.resume, config.overwrite)
 
     best = Tokenizer.from_pretrained(out / "model").to(tokenizer.scaler.shift.device)
@@ -185,6 +192,9 @@ def run(config: TrainImageTokenizer) -> JSON:
         "positions": codes.positions,
         "vocabulary": codes.vocabulary,
         "shape": best.config.front_end.shape,
+        "where": material.where,
+        "held_out": len(material.valid),
+        "threshold": chosen.threshold,
         **evaluate_tokenizer(best, material.valid, beta_end, material.measure, usage),
     }
     if config.pictures.dequantise and "elbo" in facts:
@@ -220,6 +230,10 @@ def read_pictures(config: TrainImageTokenizer, chosen: Preset) -> Material:
     shape = chosen.tokenizer.front_end.shape
     if splits.train.shape != shape:
         raise ConfigError(f"the preset takes pictures of shape {shape}, {splits.train.where} has {splits.train.shape}")
+    if config.dataset in ("folder", "imagenet256") and not pictures.skip_damaged:
+        bad = check(splits.valid)  # now, not when a long training ends
+        if bad.bad:
+            raise DataError(f"{bad.bad} of {len(splits.valid)} held-out pictures cannot be used. The first: {bad.first[0]}")
     transform = ImageTransform(chosen.threshold, pictures.flip, pictures.dequantise)
     train, valid = (ImageDataset(split, transform) for split in splits)
     if chosen.threshold is not None:
@@ -228,12 +242,16 @@ def read_pictures(config: TrainImageTokenizer, chosen: Preset) -> Material:
         sample = evenly(train, SCALED_ON)
         pixels = sample.gather(torch.arange(len(sample)))
         scaler = Scaler.fit(pixels.flatten(0, 2).numpy())
-    return Material(f"{config.dataset} ({splits.train.where})", train, valid, scaler, ImageMetrics)
+    where, identity = f"{config.dataset} ({splits.train.where})", digest(splits.train.identity, splits.valid.identity)
+    return Material(where, train, valid, scaler, ImageMetrics, identity)
 
 
-def read_motion_capture(config: TrainImageTokenizer) -> Material:
+def read_motion_capture(config: TrainImageTokenizer, chosen: Preset) -> Material:
     """Windows of motion-capture clips."""
-    train, valid = read_motion(config.pictures.data)
+    horizon, channels = (*chosen.tokenizer.front_end.shape, 0)[:2]
+    if channels != CHANNELS:
+        raise ConfigError(f"the preset does not take motion of {CHANNELS} features: leave out --preset")
+    train, valid = read_motion(config.pictures.data, horizon)
     features = train.features()
     low, high = (torch.from_numpy(bound) for bound in (features.min(0), features.max(0)))
     return Material("lafan", train, valid, Scaler.fit(features), lambda: MotionMetrics(low, high))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tarfile
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -12,8 +13,9 @@ from daps_robot.data.catalog import data_folders
 from daps_robot.data.decode import PictureDecoder
 from daps_robot.data.demos import file_sha256
 from daps_robot.data.download import download
+from daps_robot.data.files import unreadable_named
 from daps_robot.data.picture_files import JpegPictures
-from daps_robot.data.pictures import ArrayPictures
+from daps_robot.data.pictures import SKIP, ArrayPictures
 from daps_robot.errors import DataError
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
@@ -42,6 +44,7 @@ def locate_cifar10(may_download: bool = False) -> Path:
     return found[0]
 
 
+@unreadable_named()
 def read_cifar10(path: Path) -> tuple[ArrayPictures, ArrayPictures]:
     """50000 training and 10000 test pictures, 32×32×3, in memory (184 MB). `where` says which version they are.
 
@@ -54,9 +57,11 @@ def read_cifar10(path: Path) -> tuple[ArrayPictures, ArrayPictures]:
     if path.is_dir() and not (path / _TEST[0]).exists():
         path = next(iter(_versions(path)), path)
     if path.suffix in (".h5", ".hdf5"):
-        return _decoded(path, "train"), _decoded(path, "test")
+        return _decoded(path, "train", len(_TRAIN) * _ROWS), _decoded(path, "test", len(_TEST) * _ROWS)
     if path.is_dir():
         return _batches(path, _TRAIN, path), _batches(path, _TEST, path)
+    if not path.exists():
+        raise DataError(f"{path} does not exist; {_REMEDY}")
     if path.is_file() and file_sha256(path) == SHA256:
         with tarfile.open(path) as archive:
             return _batches(path, _TRAIN, archive), _batches(path, _TEST, archive)
@@ -75,7 +80,7 @@ def _batches(path: Path, names: tuple[str, ...], source: Path | tarfile.TarFile)
     for row, name in zip(rows, names, strict=True):
         data = _read(source, name, size + 1)
         if len(data) != size:
-            raise DataError(f"{path}: {name} is missing, or not of {size} bytes; {_REMEDY}")
+            raise DataError(f"{path}: {name} is missing, no file, or not of {size} bytes; {_REMEDY}")
         row[:] = np.frombuffer(data, np.uint8)
     table = rows.reshape(len(names) * _ROWS, -1)
     pixels = table[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
@@ -86,17 +91,24 @@ def _batches(path: Path, names: tuple[str, ...], source: Path | tarfile.TarFile)
 
 def _read(source: Path | tarfile.TarFile, name: str, size: int) -> bytes:
     """The first bytes of a file in the folder or the archive; none where it is not there."""
-    try:
-        stream = (source / name).open("rb") if isinstance(source, Path) else source.extractfile(f"{FOLDER}/{name}")
-    except (FileNotFoundError, KeyError):
-        stream = None
+    if isinstance(source, Path):
+        path = source / name
+        stream: IO[bytes] | None = path.open("rb") if path.is_file() else None
+    else:
+        stream = source.extractfile(f"{FOLDER}/{name}")
     if stream is None:
         return b""
     with stream:
         return stream.read(size)
 
 
-def _decoded(path: Path, group: str) -> ArrayPictures:
+def _decoded(path: Path, group: str, count: int) -> ArrayPictures:
     jpegs = JpegPictures(path, group, PictureDecoder(32), CLASSES)
-    pixels = jpegs.gather(torch.arange(len(jpegs))).numpy()
+    classes = 0 if jpegs.labels is None else len(np.unique(jpegs.labels))
+    if (len(jpegs), classes) != (count, len(CLASSES)):
+        raise DataError(f"{jpegs.where}: {len(jpegs)} pictures of {classes} classes; CIFAR-10 has {count} of 10 here: {_REMEDY}")
+    try:
+        pixels = jpegs.gather(torch.arange(count)).numpy()
+    except DataError as error:  # none is left out of this data set
+        raise DataError(str(error).removesuffix(SKIP)) from error
     return ArrayPictures(pixels, jpegs.labels, jpegs.classes, f"{jpegs.where} (JPEG: lossy, the binary version is not)")

@@ -1,13 +1,16 @@
 """A file of code sequences: safetensors with the codes, packed to as many bits as they need, and what decoding must know.
 
-Written row by row and read in slices: memory does not grow with the number of sequences.
+Tensors, all of bytes: `names` (a JSON list; safetensors' metadata may not take more than 100 MB), `codes` (a row for each name)
+and `crc32` (of these two, little-endian). Written row by row and read in slices: of the codes, memory never holds many.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -16,10 +19,13 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from safetensors import SafetensorError, safe_open
 
+from daps_robot.data.files import unreadable_named
 from daps_robot.data.hdf5 import short
 from daps_robot.errors import DataError
 
-FORMAT = "daps_robot/codes/1"
+FORMAT = "daps_robot/codes/2"
+MAX_VOCABULARY = 2**32
+_BLOCK = 2**24
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,24 @@ class CodesHeader:
     @property
     def row_bytes(self) -> int:
         """Bytes of a packed sequence."""
-        return math.ceil(self.positions * code_bits(self.vocabulary) / 8)
+        return -(-self.positions * code_bits(self.vocabulary) // 8)
+
+    def check(self, where: str) -> None:
+        """Raises DataError unless the sizes can be, and each name is one path below a folder, as it is written shortest."""
+        if self.positions < 1 or not 1 <= self.vocabulary <= MAX_VOCABULARY:
+            raise DataError(f"{where}: {self.positions} positions of {self.vocabulary} values: such codes cannot be")
+        for name in self.names:
+            if not isinstance(name, str):
+                raise DataError(f"{where} has {name!r:.80} among its names, which is no text")
+            place = PurePosixPath(name)
+            if place.is_absolute() or ".." in place.parts or not place.parts or str(place) != name or "\0" in name:
+                raise DataError(f"{where} names {name!r:.80}, which is no plain path below a folder: it is not to be trusted")
+            try:
+                name.encode()
+            except UnicodeEncodeError as error:
+                raise DataError(f"{where} names {name!r:.80}, which is not UTF-8: rename the file") from error
+        if len(set(self.names)) < len(self.names):
+            raise DataError(f"{where} names some pictures twice: encode them again")
 
 
 def code_bits(vocabulary: int) -> int:
@@ -67,69 +90,110 @@ def write_codes(path: Path, header: CodesHeader, blocks: Iterable[Int[np.ndarray
     """Write a file of codes under a temporary name, then rename it.
 
     Raises:
-        DataError: it cannot be written, or the blocks hold more or fewer sequences than the header has names.
+        DataError: it cannot be written, its names or codes cannot be, or the blocks hold more or fewer sequences than the header
+            has names.
     """
-    size = [len(header.names), header.row_bytes]
+    header.check(str(path))
+    names, rows = json.dumps(header.names).encode(), len(header.names)
+    start = _start(header, len(names))
+    written, crc = 0, zlib.crc32(names)
+    temporary = None
+    try:
+        if path.is_dir():
+            raise DataError(f"{path} is a directory: give the name of a file to write")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + ".tmp")
+        with temporary.open("wb") as file:
+            file.write(start + names)
+            for block in blocks:
+                _check_codes(block, header, str(path))
+                packed = pack(block, header.vocabulary).tobytes()
+                file.write(packed)
+                written, crc = written + len(block), zlib.crc32(packed, crc)
+            file.write(crc.to_bytes(4, "little"))
+            file.flush()
+            os.fsync(file.fileno())
+        if written != rows:
+            raise DataError(f"{path}: {written} code sequences for {rows} names")
+        temporary.replace(path)
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror or short(error)}") from error
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):  # which would hide the error that led here
+                temporary.unlink(missing_ok=True)
+
+
+def _start(header: CodesHeader, names_bytes: int) -> bytes:
+    """What stands in a safetensors file before its tensors, by which it can be written without holding them."""
+    shapes = {"names": [names_bytes], "codes": [len(header.names), header.row_bytes], "crc32": [4]}
     about = {
         "format": FORMAT,
         "tokenizer": header.tokenizer,
         "positions": str(header.positions),
         "vocabulary": str(header.vocabulary),
-        "names": json.dumps(header.names),
     }
-    layout = {"__metadata__": about, "codes": {"dtype": "U8", "shape": size, "data_offsets": [0, size[0] * size[1]]}}
+    layout: dict[str, object] = {"__metadata__": about}
+    end = 0
+    for name, shape in shapes.items():
+        first, end = end, end + math.prod(shape)
+        layout[name] = {"dtype": "U8", "shape": shape, "data_offsets": [first, end]}
     text = json.dumps(layout).encode()
     text += b" " * (-len(text) % 8)
-    temporary = path.with_name(path.name + ".tmp")
-    written = 0
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for block in blocks:
-                file.write(pack(block, header.vocabulary).tobytes())
-                written += len(block)
-            file.flush()
-            os.fsync(file.fileno())
-        if written != size[0]:
-            raise DataError(f"{path}: {written} code sequences for {size[0]} names")
-        temporary.replace(path)
-    except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror or short(error)}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _check_codes(codes: Int[np.ndarray, "b l"], header: CodesHeader, where: str) -> None:
+    """What `pack` would cut off."""
+    if codes.ndim != 2 or codes.shape[1] != header.positions:
+        raise DataError(f"{where}: codes of shape {codes.shape}; {header.positions} positions were announced")
+    if codes.size and not 0 <= codes.min() <= codes.max() < header.vocabulary:
+        raise DataError(f"{where}: codes from {codes.min()} to {codes.max()}; {header.vocabulary} values were announced")
 
 
 class CodesFile:
     """A file of codes, read in slices."""
 
+    @unreadable_named()
     def __init__(self, path: Path) -> None:
         """Raises DataError if it is missing, damaged, no file of codes, or names a place outside its folder."""
         self.path = path
         if not path.is_file():
-            raise DataError(f"{path} does not exist: give a file that encode_images.py wrote")
+            fault = "is not a file" if path.exists() else "does not exist"
+            raise DataError(f"{path} {fault}: give a file that encode_images.py wrote")
+        path.open("rb").close()  # so that missing permission is not taken for damage
         try:
             self.file = safe_open(path, "numpy")
             about = self.file.metadata() or {}
             if about.get("format") != FORMAT:
                 raise DataError(f"{path} is no file of codes of this version ({FORMAT}): encode the pictures again")
-            names = tuple(map(str, json.loads(about["names"])))
-            self.header = CodesHeader(about["tokenizer"], int(about["positions"]), int(about["vocabulary"]), names)
+            kinds = [self.file.get_slice(name).get_dtype() for name in ("names", "codes", "crc32")]
+            if kinds != ["U8", "U8", "U8"]:
+                raise ValueError(f"tensors of {', '.join(kinds)} instead of bytes")
+            text = self.file.get_tensor("names").tobytes()
+            names = json.loads(text)
+            if not isinstance(names, list):
+                raise ValueError("the names are no list")
+            self.header = CodesHeader(about["tokenizer"], int(about["positions"]), int(about["vocabulary"]), tuple(names))
             shape = tuple(self.file.get_slice("codes").get_shape())
         except (SafetensorError, KeyError, ValueError, TypeError, RecursionError, OSError) as error:
             raise DataError(f"{path} is damaged, or no file of codes ({short(error)}): encode the pictures again") from error
         header = self.header
-        if header.positions < 1 or header.vocabulary < 1 or shape != (len(names), header.row_bytes):
+        header.check(str(path))
+        if shape != (len(names), header.row_bytes):
             raise DataError(
                 f"{path}: codes of shape {shape} for {len(names)} names, {header.positions} positions and "
                 f"{header.vocabulary} values: the file is damaged; encode the pictures again"
             )
-        for name in names:
-            place = PurePosixPath(name)
-            if place.is_absolute() or ".." in place.parts or not place.parts or "\0" in name:
-                raise DataError(f"{path} names {name!r}, which does not lie below its folder: it is not a file to trust")
-        if len(set(names)) < len(names):
-            raise DataError(f"{path} names some pictures twice: encode them again")
+        if self._crc(zlib.crc32(text)) != self.file.get_tensor("crc32").tobytes():
+            raise DataError(f"{path} is damaged (its checksum does not fit): copy it, or encode the pictures, again")
+
+    def _crc(self, crc: int) -> bytes:
+        """The checksum that goes on over the codes."""
+        step = max(1, _BLOCK // self.header.row_bytes)
+        for first in range(0, len(self), step):
+            crc = zlib.crc32(self.file.get_slice("codes")[first : min(first + step, len(self))].tobytes(), crc)
+        return crc.to_bytes(4, "little")
 
     def __len__(self) -> int:
         return len(self.header.names)

@@ -69,7 +69,7 @@ class PictureDecoder:
         if width * height > MAX_PIXELS:
             raise DataError(f"is {width}×{height} pixels, more than {MAX_PIXELS:,}; make it smaller or leave it out")
         if min(width, height) < self.size and not self.enlarge:
-            raise DataError(f"is {width}×{height} pixels, smaller than {self.size}; leave it out, or set 'enlarge'")
+            raise DataError(f"is {width}×{height} pixels, smaller than {self.size}; leave it out, or give --enlarge")
         if image.mode[0] in "IF" or (data.startswith(_PNG) and data[24] == 16):  # Pillow would cut 16-bit colour off silently
             raise DataError(f"has more than 8 bits a channel (mode {image.mode}); convert it to 8 bits")
         if getattr(image, "is_animated", False) and image.format != "MPO":  # a camera's MPO is a JPEG with previews behind it
@@ -83,7 +83,7 @@ class PictureDecoder:
         if layer.getchannel("A").getextrema()[0] == 255:
             return layer.convert("RGB")
         if self.alpha is None:
-            raise DataError("is transparent in places; say what lies below it with 'alpha' white or black")
+            raise DataError("is transparent in places; say what lies below it with --alpha white or black")
         return Image.alpha_composite(Image.new("RGBA", layer.size, self.alpha), layer).convert("RGB")
 
     def _square(self, image: Image.Image) -> UInt8[np.ndarray, "size size 3"]:

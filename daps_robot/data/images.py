@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,11 @@ from torch import Tensor
 from daps_robot.data.catalog import data_folders
 from daps_robot.data.cifar10 import locate_cifar10, read_cifar10
 from daps_robot.data.decode import PictureDecoder
+from daps_robot.data.files import shown, unreadable_named
 from daps_robot.data.mnist import MNIST_10K, locate_mnist, read_mnist
-from daps_robot.data.picture_files import FolderPictures, JpegPictures, TarPictures
+from daps_robot.data.picture_files import SUFFIXES, FolderPictures, JpegPictures, picture_files
 from daps_robot.data.pictures import Pictures, Subset, check
+from daps_robot.data.tar_files import TarPictures
 from daps_robot.errors import ConfigError, DataError
 from daps_robot.registry import unknown_name
 
@@ -44,7 +47,7 @@ class ImageTransform:
         if self.threshold is not None and not 0 <= self.threshold < 255:
             raise ConfigError(f"a threshold of {self.threshold}: it must be from 0 to 254")
         if self.threshold is not None and self.dequantise:
-            raise ConfigError("a binarised picture is not dequantised: leave out the threshold or dequantise")
+            raise ConfigError("a binarised picture is not dequantised: leave out --dequantise")
 
 
 class ImageDataset:
@@ -88,6 +91,7 @@ class ImageSplits(NamedTuple):
     valid: Pictures
 
 
+@unreadable_named()
 def read_images(
     dataset: str,
     path: Path | None,
@@ -125,20 +129,24 @@ def read_images(
         raise unknown_name("set of pictures", dataset, list(IMAGE_DATASETS))
     own_size = {"mnist": 28, "mnist-10k": 28, "cifar10": 32}.get(dataset)
     if own_size is not None and size not in (None, own_size):
-        raise ConfigError(f"{dataset} is of {own_size}×{own_size} pixels: leave out the size of {size}")
+        raise ConfigError(f"{dataset} is of {own_size}×{own_size} pixels: leave out --size {size}")
     if own_size is None and download:
-        raise ConfigError(f"{dataset} cannot be downloaded: leave out 'download'")
+        raise ConfigError(f"{dataset} cannot be downloaded: leave out --download")
+    ignored = {"--alpha": alpha, "--enlarge": enlarge, "--skip-damaged": skip_damaged}
+    if own_size is not None and any(ignored.values()):
+        given = " and ".join(flag for flag, value in ignored.items() if value)
+        raise ConfigError(f"{dataset} is of whole, opaque pictures of one size: leave out {given}")
     if dataset == "mnist":
         return ImageSplits(*read_mnist(path or locate_mnist(download)))
     if dataset == "mnist-10k":
         return _mnist_10k(path or locate_mnist(download))
     if dataset == "cifar10":
         return ImageSplits(*read_cifar10(path or locate_cifar10(download)))
-    reader = _Reader(PictureDecoder(size or 256, alpha, enlarge), skip_damaged)
+    reader = _Reader(PictureDecoder(256 if size is None else size, alpha, enlarge), skip_damaged)
     if dataset == "imagenet256":
         return reader.imagenet(path or _locate_imagenet())
     if path is None or size is None:
-        raise ConfigError("pictures from a folder need its path and a size in pixels")
+        raise ConfigError("pictures from a folder need --data, where it is, and --size in pixels")
     return reader.folder(path)
 
 
@@ -166,7 +174,7 @@ def _locate_imagenet() -> Path:
     folders = " or ".join(map(str, data_folders()))
     raise DataError(
         f"there is no folder imagenet256 in {folders}: put ImageNet's 'train' and 'val' there (image-net.org; class folders or "
-        "tar shards), or say where they are"
+        "tar shards), or say with --data where they are"
     )
 
 
@@ -178,37 +186,49 @@ class _Reader:
     skip_damaged: bool
 
     def imagenet(self, path: Path) -> ImageSplits:
-        if path.suffix in (".h5", ".hdf5"):
-            groups = (JpegPictures(path, name, self.decoder, _IMAGENET_CLASSES) for name in ("train", "val"))
-            return ImageSplits(*map(self._usable, groups))
-        if (path / "train").is_dir() and (path / "val").is_dir():
-            return self._two_folders(path)
-        shards = [sorted(path.glob(f"*{split}*.tar")) for split in ("train", "val")]
-        if not all(shards) or set(shards[0]) & set(shards[1]):
-            raise DataError(
-                f"{path} must hold folders 'train' and 'val' (of class folders or tar shards), or tar shards with either word "
-                f"in their names; {len(shards[0])} have 'train' and {len(shards[1])} 'val'."
-            )
-        train = TarPictures(shards[0], self.decoder)
-        return ImageSplits(self._usable(train), self._usable(TarPictures(shards[1], self.decoder, train.classes)))
+        splits = self._imagenet(path)
+        for pictures in splits:
+            if pictures.labels is None:
+                raise DataError(f"{pictures.where}: the pictures have no classes; ImageNet's have, others are --dataset folder.")
+        return ImageSplits(*map(self._usable, splits))
 
     def folder(self, path: Path) -> ImageSplits:
         if (path / "train").is_dir() and (path / "val").is_dir():
-            return self._two_folders(path)
+            return ImageSplits(*map(self._usable, self._two_folders(path)))
         pictures = self._usable(self._open(path))
         if len(pictures) < 2:
-            raise DataError(f"{path} has one picture that can be used; at least 2 are needed, of which one is held out.")
+            raise DataError(f"{shown(path)} has one picture that can be used; at least 2 are needed, of which one is held out.")
         held_out = np.arange(len(pictures)) % 20 == 19
         held_out[-1] |= not held_out.any()
         return ImageSplits(Subset(pictures, np.flatnonzero(~held_out)), Subset(pictures, np.flatnonzero(held_out)))
 
+    def _imagenet(self, path: Path) -> ImageSplits:
+        if path.suffix in (".h5", ".hdf5"):
+            return ImageSplits(*(JpegPictures(path, name, self.decoder, _IMAGENET_CLASSES) for name in ("train", "val")))
+        if (path / "train").is_dir() and (path / "val").is_dir():
+            return self._two_folders(path)
+        shards = _shards(path)
+        train, valid = ([shard for shard in shards if split in shard.name] for split in ("train", "val"))
+        if both := set(train) & set(valid):
+            raise DataError(f"{shown(min(both))} has 'train' and 'val' in its name: rename it to say to which it belongs.")
+        if not (train and valid):
+            raise DataError(
+                f"{shown(path)} must hold folders 'train' and 'val' (of class folders or tar shards), or tar shards with either "
+                f"word in their names; {len(train)} have 'train' and {len(valid)} 'val'."
+            )
+        first = TarPictures(train, self.decoder)
+        return ImageSplits(first, TarPictures(valid, self.decoder, first.classes))
+
     def _two_folders(self, path: Path) -> ImageSplits:
+        beside = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in (".tar", *SUFFIXES))
+        if beside:
+            raise DataError(f"{shown(beside[0])} lies beside the folders 'train' and 'val': move it into one of them or away.")
         train = self._open(path / "train")
-        return ImageSplits(self._usable(train), self._usable(self._open(path / "val", train.classes)))
+        return ImageSplits(train, self._open(path / "val", train.classes))
 
     def _open(self, folder: Path, classes: Sequence[str] = ()) -> Pictures:
         """Tar shards where the folder holds such, else the pictures below it."""
-        shards = sorted(folder.glob("*.tar"))
+        shards = _shards(folder)
         return TarPictures(shards, self.decoder, classes) if shards else FolderPictures(folder, self.decoder, classes)
 
     def _usable(self, pictures: Pictures) -> Pictures:
@@ -220,3 +240,15 @@ class _Reader:
         if not len(good):
             raise DataError(f"{pictures.where}: not one of {len(pictures)} pictures can be used. The first: {first[0]}")
         return Subset(pictures, good)
+
+
+def _shards(folder: Path) -> list[Path]:
+    """The tar shards in a folder. Raises DataError if there are other pictures beside or below them."""
+    shards = sorted(folder.glob("*.tar"))
+    loose = next(picture_files(folder), None) if shards else None
+    if loose is not None:
+        raise DataError(
+            f"{shown(folder)} holds tar shards ({shown(shards[0].name)}) and other pictures ({shown(os.fsdecode(loose))}): "
+            "move the ones or the others away."
+        )
+    return shards

@@ -13,6 +13,7 @@ from jaxtyping import UInt8
 
 from daps_robot.data.catalog import data_folders, find_file
 from daps_robot.data.download import download
+from daps_robot.data.files import unreadable_named
 from daps_robot.data.hdf5 import short
 from daps_robot.data.pictures import ArrayPictures
 from daps_robot.errors import DataError
@@ -26,7 +27,6 @@ SIZE = 11_490_434
 DIGITS = tuple("0123456789")
 _COUNTS = {"train": 60_000, "test": 10_000}
 _IDX_NAMES = {"train": "train", "test": "t10k"}
-_DAMAGE = (OSError, EOFError, KeyError, TypeError, ValueError, SyntaxError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 def locate_mnist(may_download: bool = False) -> Path:
@@ -48,6 +48,7 @@ def locate_mnist(may_download: bool = False) -> Path:
     return path
 
 
+@unreadable_named()
 def read_mnist(path: Path) -> tuple[ArrayPictures, ArrayPictures]:
     """60000 training and 10000 test digits, 28×28×1, from mnist.npz or from a folder of the four idx files (.gz or not).
 
@@ -56,6 +57,8 @@ def read_mnist(path: Path) -> tuple[ArrayPictures, ArrayPictures]:
     """
     if path.is_dir() and (path / "mnist.npz").is_file():
         path = path / "mnist.npz"
+    if not (path.is_dir() or path.is_file()):
+        raise DataError(f"{path} {'is neither a file nor a folder' if path.exists() else 'does not exist'}: give mnist.npz")
     read = _read_idx if path.is_dir() else _read_npz
     train, test = (
         ArrayPictures(
@@ -75,13 +78,16 @@ def _read_npz(path: Path, split: str, kind: str, shape: tuple[int, ...]) -> UInt
     try:
         with zipfile.ZipFile(path) as archive:
             with archive.open(f"{name}.npy") as stream:
-                np.lib.format.read_magic(stream)
+                if np.lib.format.read_magic(stream) != (1, 0):  # later versions allow headers of 4 GiB
+                    raise ValueError("not in version 1.0 of the npy format")
                 found, _, dtype = np.lib.format.read_array_header_1_0(stream)
             if found != shape or dtype != np.uint8:
                 raise DataError(f"{path}: '{name}' is {dtype} of shape {found}; MNIST's is uint8 of {shape}")
             with archive.open(f"{name}.npy") as stream:
                 return np.lib.format.read_array(stream, allow_pickle=False)
-    except _DAMAGE as error:
+    except DataError:
+        raise
+    except Exception as error:  # zipfile, its decompressors and numpy's parser raise a dozen kinds on damaged files
         raise DataError(f"{path} holds no '{name}' that can be read ({short(error)}): it must be MNIST as one .npz") from error
 
 
@@ -96,7 +102,7 @@ def _read_idx(folder: Path, split: str, kind: str, shape: tuple[int, ...]) -> UI
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
             data = stream.read(size + 1)
-    except _DAMAGE as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read ({short(error)}): copy or download it again") from error
     if len(data) != size or not data.startswith(header):
         raise DataError(f"{path} is not MNIST's file of {shape} bytes, or cut off: copy or download it again")

@@ -23,6 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from daps_robot.data.catalog import data_folders, find_file
+from daps_robot.data.files import unreadable_named
 from daps_robot.data.hdf5 import listing, short, suggest
 from daps_robot.errors import ConfigError, DataError
 
@@ -142,6 +143,7 @@ def _turned(frames: Float[Tensor, "b h 36"], angle: Float[Tensor, " b"]) -> Floa
     return turned
 
 
+@unreadable_named()
 def read_motion(
     path: Path | None, horizon: int = 32, valid_clips: tuple[str, ...] = LAFAN_VALID, root: Root = "relative"
 ) -> MotionSplits:

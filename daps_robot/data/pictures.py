@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -15,10 +16,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from daps_robot.data.decode import PictureDecoder
+from daps_robot.data.files import shown
 from daps_robot.data.hdf5 import listing
 from daps_robot.errors import DataError
 
 MAX_CLASSES = 2**16
+
+SKIP = ", or give --skip-damaged"
+"""How the message for a picture that can be left out ends."""
 
 
 class Pictures(Protocol):
@@ -29,12 +34,14 @@ class Pictures(Protocol):
         labels: the class of each picture, 0 … classes − 1, or None.
         classes: their names; () without labels.
         where: file or folder, for messages.
+        identity: a short hash that changes with which pictures these are, and in which order.
     """
 
     shape: tuple[int, int, int]
     labels: Int[np.ndarray, " n"] | None
     classes: tuple[str, ...]
     where: str
+    identity: str
 
     def __len__(self) -> int: ...
 
@@ -57,6 +64,7 @@ class ArrayPictures:
         height, width, channels = pixels.shape[1:]
         self.pixels, self.shape, self.where = torch.from_numpy(pixels), (height, width, channels), where
         self.labels, self.classes = labels, tuple(classes)
+        self.identity = digest(pixels)
         if labels is not None:
             check_labels(labels, len(classes), where)
 
@@ -74,6 +82,7 @@ class Subset:
         self.pictures, self.index = pictures, torch.from_numpy(index)
         self.shape, self.classes, self.where = pictures.shape, pictures.classes, pictures.where
         self.labels = None if pictures.labels is None else pictures.labels[index]
+        self.identity = digest(pictures.identity, index)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -87,6 +96,7 @@ class EncodedPictures(ABC):
 
     labels: Int[np.ndarray, " n"] | None = None
     classes: tuple[str, ...] = ()
+    identity: str
 
     def __init__(self, where: str, decoder: PictureDecoder) -> None:
         self.where, self.decoder = where, decoder
@@ -110,8 +120,16 @@ class EncodedPictures(ABC):
             try:
                 row[:] = self.decoder(data)
             except DataError as error:
-                raise DataError(f"{self.name(i)} {error}") from error
+                raise DataError(f"{self.name(i)} {error}{SKIP}") from error
         return torch.from_numpy(out)
+
+
+def digest(*parts: str | np.ndarray) -> str:
+    """A short hash of arrays and words."""
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(part.encode() if isinstance(part, str) else np.ascontiguousarray(part).tobytes())
+    return found.hexdigest()[:16]
 
 
 def check_labels(labels: Int[np.ndarray, " n"], classes: int, where: str) -> None:
@@ -133,7 +151,7 @@ def label_by_name(names: Sequence[str], classes: Sequence[str], where: str) -> t
     order = tuple(classes or sorted(set(names)))
     number = {name: i for i, name in enumerate(order)}
     if strange := sorted(set(names) - set(order)):
-        raise DataError(f"{where}: '{strange[0]}' is no class. {listing('The classes are', order)}")
+        raise DataError(f"{where}: '{shown(strange[0])}' is no class. {listing('The classes are', [*map(shown, order)])}")
     return np.array([number[name] for name in names]), order
 
 
@@ -158,7 +176,7 @@ def check(pictures: Pictures) -> Checked:
         try:
             pictures.gather(torch.tensor([i]))
         except DataError as error:
-            return str(error)
+            return str(error).removesuffix(SKIP)
         return None
 
     good, bad, first = [], 0, []

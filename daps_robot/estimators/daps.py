@@ -211,11 +211,12 @@ class DAPS(ScoreEstimator):
     def warnings(self, metrics: Mapping[str, float]) -> list[str]:
         found = []
         vocabulary = self.tokenizer.config.codes.vocabulary
-        if metrics.get("perplexity", vocabulary) < 0.05 * vocabulary:
-            warm = "" if self.warm_start else "a warm start (--estimator daps), "
+        warm = metrics.get("step", math.inf) <= self.first_step
+        if metrics.get("perplexity", vocabulary) < 0.05 * vocabulary and not warm:
+            remedy = "" if self.warm_start else "a warm start (--estimator daps), "
             found.append(
                 f"code perplexity {metrics['perplexity']:.1f} is under 5% of the vocabulary ({vocabulary}): "
-                f"use {warm}a larger --beta-start, or fewer codes"
+                f"use {remedy}a larger --beta-start, or fewer codes"
             )
         if metrics.get("train/distinct", 2) < 2:
             found.append(

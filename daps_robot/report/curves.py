@@ -36,7 +36,7 @@ def tokenizer_curves(run: Run, policy: LatentPolicy) -> str:
     panels = [*_what_it_reaches(metrics, policy), *how_it_searches(metrics, daps.get("k"), daps.get("ess_target"))]
     drawn, absent = [], []
     for i, panel in enumerate(panels):
-        if any(panel.how[split].size for split in ("valid", "train") if split in panel.how):
+        if any(plots.drawable(panel.how.get(split)) for split in ("valid", "train")):
             svg = to_svg(plots.curve(PAGE, panel.unit, phases=warm, **panel.how), f"tokenizer{i}", panel.title)
             drawn.append(figure(svg, panel.title, panel.caption))
         else:

@@ -45,7 +45,9 @@ def write_image_page(out: Path, facts: JSON, examples: ImageExamples, usage: Int
     Args:
         out: the run, with its metrics.jsonl and config.json.
         facts: metrics of the best validation under the keys of `image_numbers`, those that there are, and `estimator`, `dataset`,
-            `bits` (inf without codes), `positions`, `vocabulary`, and `shape` (height, width, 1 or 3 channels).
+            `bits` (inf without codes), `positions`, `vocabulary`, and `shape` (height, width, 1 or 3 channels). Where known
+            also `where` (what the data are, and their file or folder), `held_out` (number of pictures), and `threshold`
+            (pictures are binarised above it; None: they are not).
         examples: 16 to 32 held-out pictures.
         usage: how often each position's most likely code takes each value, over held-out pictures; all 0 without codes.
 
@@ -60,7 +62,7 @@ def write_image_page(out: Path, facts: JSON, examples: ImageExamples, usage: Int
     body = [
         f'<header><p class="name">daps_robot</p><h1>{escape(title)}</h1>{_lead(run)}</header><main>',
         image_numbers.headline(run),
-        _pictures(examples),
+        _pictures(run, examples),
         _codes(usage),
         _curves(run, config),
         image_numbers.further(run),
@@ -88,12 +90,21 @@ def _lead(run: Run) -> str:
     )
     return paragraph(
         f"A {kind} picture of {h} × {w} pixels becomes {codes}. Trained with the estimator "
-        f"<b>{escape(str(run.report['estimator']))}</b>; everything below is of held-out pictures.",
+        f"<b>{escape(str(run.report['estimator']))}</b>{_data(run)}; everything below is of "
+        + (f"the {number(run, 'held_out', whole)} held-out pictures." if "held_out" in run.report else "held-out pictures."),
         "lead",
     )
 
 
-def _pictures(examples: ImageExamples) -> str:
+def _data(run: Run) -> str:
+    """What the pictures are, as far as the run says."""
+    where, threshold = run.get("where"), run.get("threshold")
+    on = f" on <code>{escape(str(where))}</code>" if where is not None else ""
+    seen = f", binarised: values of 0 to 255 are 1 above {number(run, 'threshold', whole)}, else 0"
+    return on + (seen if threshold is not None else "")
+
+
+def _pictures(run: Run, examples: ImageExamples) -> str:
     """Sheets of a few pictures each, and how their errors are coloured."""
     scale = image_plots.error_scale(examples)
     n = len(examples.originals)
@@ -107,9 +118,10 @@ def _pictures(examples: ImageExamples) -> str:
         alt = f"Pictures {start + 1} to {min(start + ABREAST, n)}: {', '.join(image_plots.row_names(examples))}"
         image = f'<img {size} alt="{alt}" src="data:image/png;base64,{data}">'
         strips.append(f'<div class="strip"><div class="rows">{labels}</div>{image}</div>')
-    sample = " The sample is from codes drawn from q(z|x) once." if examples.samples is not None else ""
+    codes = "codes" if image_numbers.discrete(run) else "latents"
+    sample = f" The sample is from {codes} drawn from q(z|x) once." if examples.samples is not None else ""
     text = (
-        f"{n} held-out pictures as the tokenizer sees them, and rebuilt from their most likely codes.{sample} "
+        f"{n} held-out pictures as the tokenizer sees them, and each rebuilt from {image_numbers.likely(run)}.{sample} "
         "Values outside [0, 1] are cut off. Good: what a person would name is still there, and the error shows no shapes."
     )
     stops = ",".join(to_hex(colour) for colour in mpl.colormaps[image_plots.RAMP](np.linspace(0, 1, 9)))
@@ -161,44 +173,45 @@ def _curves(run: Run, config: JSON | None) -> str:
     title, metrics = "How the tokenizer learned", run.tokenizer
     settings = ((config or {}).get("command") or {}).get("settings") or {}
     panels = [
-        *_what_it_reaches(metrics, run.report["vocabulary"]),
+        *_what_it_reaches(run),
         *how_it_searches(metrics, settings.get("k"), settings.get("ess_target")),
     ]
     warm = phases(metrics)
     drawn = [
         figure(to_svg(plots.curve(PAGE, p.unit, phases=warm, **p.how), f"curve{i}", p.title), p.title, p.caption)
         for i, p in enumerate(panels)
-        if any(p.how[split].size for split in ("valid", "train") if split in p.how)
+        if any(plots.drawable(p.how.get(split)) for split in ("valid", "train"))
     ]
     return section(title, grid(drawn) if drawn else missing(f"No curves: there are no metrics at {metrics.path}."))
 
 
-def _what_it_reaches(metrics: Metrics, vocabulary: int) -> list[Panel]:
+def _what_it_reaches(run: Run) -> list[Panel]:
+    metrics, codes = run.tokenizer, "codes" if image_numbers.discrete(run) else "latents"
     return [
         Panel(
             "Reconstruction",
             "nats per picture",
-            "−log p(x|z): how surprised the decoder is by a picture, given its codes. Good: falls, with validation close to "
+            f"−log p(x|z): how surprised the decoder is by a picture, given its {codes}. Good: falls, with validation close to "
             "training.",
             {"valid": metrics.series("valid", "reconstruction"), "train": metrics.series("train", "reconstruction")},
         ),
         Panel(
             "Evidence lower bound (ELBO)",
             "nats per picture",
-            "Minus reconstruction, minus the full cost of the codes (β = 1). Good: rises and levels off.",
+            f"Minus reconstruction, minus the full cost of the {codes} (β = 1). Good: rises and levels off.",
             {"valid": metrics.series("valid", "elbo")},
         ),
         Panel("PSNR", "dB", "On validation. Good: rises and levels off.", {"valid": metrics.series("valid", "psnr")}),
         Panel(
             "Codes in use (perplexity)",
-            f"of {vocabulary} codes",
+            f"of {run.report['vocabulary']} codes",
             "Mean over the positions. Good: tens or more; a fall towards 1 is a collapse.",
             {"valid": metrics.series("valid", "perplexity"), "limits": (0.0, None)},
         ),
         Panel(
             "Information (KL)",
             "bits per picture",
-            "What the codes tell about a picture. Good: rises, under the capacity.",
+            f"What the {codes} tell about a picture. Good: rises" + (", under the capacity." if codes == "codes" else "."),
             {"valid": metrics.series("valid", "kl") * BITS, "limits": (0.0, None)},
         ),
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypeGuard
 
 import numpy as np
 from jaxtyping import Float
@@ -19,6 +20,25 @@ ROUND = [1, 2, 2.5, 5, 10]
 """Distances of ticks, times powers of ten."""
 
 Series = Float[np.ndarray, "2 _"]
+
+
+def compact(value: float) -> str:
+    """Three significant digits in at most six characters: 0.325, 1540, 15.4k, −1.25M; two digits of what is small."""
+    for size, unit in ((1e6, "M"), (1e4, "k")):
+        if abs(value) >= size * 0.99995:
+            return _minus(f"{value / (1e6 if unit == 'M' else 1e3):.3g}{unit}")
+    if abs(value) >= 999.5:
+        return _minus(f"{value:.0f}")
+    return _minus(f"{value:.{3 if abs(value) >= 0.01 else 2}g}".replace("e-0", "e-"))
+
+
+def tick(value: float, _: int = 0) -> str:
+    """A number at an axis, exactly: 0.25, 5000, 15.5k, −16k."""
+    return _minus(f"{value / 1000:.10g}k" if abs(value) >= 10_000 else f"{value:.10g}".replace("e-0", "e-"))
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "−")
 
 
 @dataclass(frozen=True)
@@ -59,21 +79,21 @@ def curve(
         log: logarithmic heights.
     """
     figure, ax = panel(palette, "training step", y)
-    shown = [series for series in (valid, train) if series is not None and series.size]
+    shown = [series for series in (valid, train) if drawable(series)]
     last = max([phases.last if phases else 0, *(int(series[0, -1]) for series in shown)])
     if phases and phases.end:
         _shade(ax, palette, phases)
     both = len(shown) == 2
-    if train is not None and train.size:
+    if drawable(train):
         _line(ax, train, palette.muted if both else palette.accent, names[1], thin=both)
-    if valid is not None and valid.size:
+    if drawable(valid):
         _line(ax, valid, palette.accent, names[0])
     if log:
         ax.set_yscale("log")
         _plain_log_ticks(ax, np.concatenate([series[1] for series in shown]))
     else:
         ax.yaxis.set_major_locator(MaxNLocator(5, steps=ROUND))
-        ax.ticklabel_format(axis="y", useOffset=False)
+        ax.yaxis.set_major_formatter(FuncFormatter(tick))
     if line is not None:
         ax.axhline(line[0], color=palette.ink, linewidth=0.8, linestyle=(0, (4, 3)))
         ax.annotate(
@@ -87,19 +107,32 @@ def curve(
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=ROUND))
     if both:
         legend(ax, palette)
+    make_room(figure, ax)
     return figure
 
 
+def drawable(series: Series | None) -> TypeGuard[Series]:
+    """Whether a curve has anything to show."""
+    return series is not None and bool(np.isfinite(series).all(axis=0).any())
+
+
+def make_room(figure: Figure, ax: Axes) -> None:
+    """Move the left edge inwards where the numbers at it are long."""
+    low, high = sorted(ax.get_ylim())
+    longest = max((len(tick(value)) for value in ax.get_yticks() if low <= value <= high), default=0)
+    box = ax.get_position()
+    shift = 0.08 * max(0, longest - 5) / figure.get_figwidth()
+    ax.set_position((box.x0 + shift, box.y0, box.width - shift, box.height))
+
+
 def _line(ax: Axes, series: Series, colour: str, label: str, thin: bool = False) -> None:
-    """A curve; few points get markers, and the last one its value."""
+    """A curve; few points get markers (of a thin one, a single point), and the last one its value."""
     finite = np.isfinite(series[1])
-    marker = "o" if finite.sum() <= 25 and not thin else None
+    marker = "o" if finite.sum() <= (1 if thin else 25) else None
     ax.plot(*series, color=colour, linewidth=1.1 if thin else 1.7, marker=marker, markersize=3.2, label=label)
     if not thin and finite.any():
         x, y = series[:, finite][:, -1]
-        ax.annotate(
-            f"{y:.3g}".replace("-", "−"), (x, y), (4, 0), textcoords="offset points", color=colour, va="center", fontsize=SMALL
-        )
+        ax.annotate(compact(y), (x, y), (4, 0), textcoords="offset points", color=colour, va="center", fontsize=SMALL)
 
 
 def _headroom(ax: Axes) -> None:
@@ -128,7 +161,7 @@ def _plain_log_ticks(ax: Axes, values: Float[np.ndarray, " n"]) -> None:
     wide = values.size > 0 and values.max() / values.min() > 300
     ax.yaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
     ax.yaxis.set_minor_locator(LogLocator(subs=()))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.yaxis.set_major_formatter(FuncFormatter(tick))
 
 
 def positions(palette: Palette, series: Sequence[Series], y: str) -> Figure:

@@ -49,7 +49,7 @@ def panel(
 ) -> tuple[Figure, Axes]:
     """A figure with one plot, its frame as everywhere; `x` and `y` say what is plotted, in which unit. Sizes are in inches."""
     figure = Figure(figsize=size)
-    right, bottom = 0.48, 0.46  # in inches, so that the plots of a row line up whatever their size
+    right, bottom = 0.54, 0.46  # in inches, so that the plots of a row line up whatever their size
     box = (left / size[0], bottom / size[1], 1 - (left + right) / size[0], 1 - (bottom + top) / size[1])
     ax = figure.add_axes(box)
     dress(ax, palette, x, y)

@@ -13,9 +13,9 @@ from daps_robot.estimators.base import Loss
 from daps_robot.models.policy import LatentPolicy
 from daps_robot.parallel import uniform
 from daps_robot.training.metrics import squared_error
+from daps_robot.training.objective import Objective
 from daps_robot.training.stream import Batches
 from daps_robot.training.tokenizer import chunk_inputs, examples_at_a_time, to_device
-from daps_robot.training.trainer import Objective
 from daps_robot.types import ChunkBatch
 
 CodeSource = Literal["sampled", "most-likely"]

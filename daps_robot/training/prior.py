@@ -15,8 +15,8 @@ from daps_robot.errors import DataError
 from daps_robot.estimators.base import Loss
 from daps_robot.models.prior import CodePrior
 from daps_robot.parallel import uniform
+from daps_robot.training.objective import Objective
 from daps_robot.training.tokenizer import examples_at_a_time
-from daps_robot.training.trainer import Objective
 
 
 class LabelledBatch(NamedTuple):

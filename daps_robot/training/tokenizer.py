@@ -15,8 +15,8 @@ from daps_robot.estimators.base import Estimator, Loss
 from daps_robot.models.code_model import CodeModelConfig
 from daps_robot.models.tokenizer import Inputs, Tokenizer
 from daps_robot.training.metrics import code_counts, mean_squared_error, perplexity, squared_error
+from daps_robot.training.objective import Objective
 from daps_robot.training.stream import Batches, step_seed
-from daps_robot.training.trainer import Objective
 from daps_robot.types import ChunkBatch
 
 EVAL_SAMPLES = 8

@@ -89,7 +89,7 @@ def test_transparency():
     layer = np.concatenate([NOISE[:, :40], np.full((40, 40, 1), 255, np.uint8)], axis=2)
     assert np.array_equal(PictureDecoder(40)(encoded(layer)), NOISE[:, :40])  # hides nothing
     layer[:20, :, 3] = 0
-    with pytest.raises(DataError, match="'alpha' white or black"):
+    with pytest.raises(DataError, match="--alpha white or black"):
         PictureDecoder(40)(encoded(layer))
     for alpha, level in (("white", 255), ("black", 0)):
         pixels = PictureDecoder(40, alpha)(encoded(layer))
@@ -102,7 +102,7 @@ def test_transparency():
 
 
 def test_small_pictures():
-    with pytest.raises(DataError, match="60×40 pixels, smaller than 41"):
+    with pytest.raises(DataError, match=r"60×40 pixels, smaller than 41; .*--enlarge"):
         PictureDecoder(41)(encoded(NOISE))
     assert PictureDecoder(41, enlarge=True)(encoded(NOISE)).shape == (41, 41, 3)
     line = np.full((1, 60_000, 3), 7, np.uint8)

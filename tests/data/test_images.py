@@ -1,8 +1,10 @@
 """Data sets of pictures by name, from files as they are published, and what becomes of pictures before training."""
 
 import gzip
+import io
 import os
 import tarfile
+import zipfile
 from pathlib import Path
 
 import h5py
@@ -152,7 +154,21 @@ def test_mnist_that_is_not_there(nowhere):
         locate_mnist()
 
 
-@pytest.mark.parametrize("content", ["text", "npy", "other", "shape", "pickle", "truncated"])
+def test_what_is_no_regular_file(tmp_path):
+    os.mkfifo(tmp_path / "mnist.npz")
+    for path, message in (
+        (tmp_path / "mnist.npz", "neither"),
+        (Path("/dev/zero"), "neither"),
+        (tmp_path / "x", "does not exist"),
+    ):
+        with pytest.raises(DataError, match=message):
+            read_images("mnist", path, None)
+    for dataset in ("mnist", "cifar10", "folder", "imagenet256"):
+        with pytest.raises(DataError, match=r"cannot be read .File name too long.; check its permissions"):
+            read_images(dataset, tmp_path / ("x" * 300), None if dataset != "folder" else 8)
+
+
+@pytest.mark.parametrize("content", ["text", "npy", "other", "shape", "pickle", "truncated", "lzma", "version", "header"])
 def test_a_file_that_is_not_mnist(content, tmp_path):
     path = tmp_path / "mnist.npz"
     if content == "text":
@@ -166,6 +182,14 @@ def test_a_file_that_is_not_mnist(content, tmp_path):
         np.savez(path, x_train=np.zeros((60000, 3), np.uint8))
     elif content == "pickle":
         np.savez(path, x_train=np.array([{}, {}], object))
+    elif content in ("lzma", "version", "header"):
+        array = io.BytesIO()
+        np.lib.format.write_array(array, np.zeros((60000, 28, 28), np.uint8), (2, 0) if content == "version" else (1, 0))
+        data = array.getvalue().replace(b"{", b"(" if content == "header" else b"{", 1)
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
+            archive.writestr("x_train.npy", data)
+        if content == "lzma":
+            path.write_bytes(path.read_bytes()[:60] + b"\xff" * 40 + path.read_bytes()[100:])
     else:
         np.savez(path, x_train=np.random.default_rng(0).integers(0, 255, (100, 28, 28), np.uint8))
         path.write_bytes(path.read_bytes()[:5000])
@@ -218,6 +242,11 @@ def test_cifar10_that_is_damaged_or_pickled(few_cifar, tmp_path):
         batch.write_bytes(content)
         with pytest.raises(DataError, match=message):
             read_images("cifar10", folder, None)
+    for make in (batch.mkdir, lambda: batch.symlink_to(batch.name), lambda: os.mkfifo(batch)):
+        batch.rmdir() if batch.is_dir() else batch.unlink()
+        make()
+        with pytest.raises(DataError, match=r"data_batch_3.bin is missing, no file"):
+            read_images("cifar10", folder, None)
     batch.unlink()
     with pytest.raises(DataError, match=r"data_batch_3.bin is missing.*download https://"):
         read_images("cifar10", folder, None)
@@ -225,20 +254,45 @@ def test_cifar10_that_is_damaged_or_pickled(few_cifar, tmp_path):
     python.mkdir()
     (python / "data_batch_1").write_bytes(b"cos\nsystem\n(S'touch hacked'\ntR.")
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(gzip.compress(b"hello"))
-    for path in (python, python / "data_batch_1", tmp_path / "cifar-10-python.tar.gz", tmp_path / "none"):
-        with pytest.raises(DataError, match="unpickling runs code"):
+    for path in (python, python / "data_batch_1", tmp_path / "cifar-10-python.tar.gz"):
+        with pytest.raises(DataError, match=r"is not CIFAR|is missing.*unpickling runs code"):
             read_images("cifar10", path, None)
+    with pytest.raises(DataError, match=r"none does not exist.*unpickling runs code"):
+        read_images("cifar10", tmp_path / "none", None)
 
 
-def test_cifar10_from_jpegs(tmp_path):
-    with h5py.File(real("cifar10_jpeg.h5")) as whole, h5py.File(tmp_path / "cifar10_jpeg.h5", "w") as few:
-        for group in ("train", "test"):
-            ends = whole[f"{group}/offset"][:6]
-            few[f"{group}/jpeg"], few[f"{group}/offset"] = whole[f"{group}/jpeg"][: ends[-1]], ends
-            few[f"{group}/label"] = whole[f"{group}/label"][:5]
+def test_cifar10_from_jpegs(monkeypatch, tmp_path):
+    monkeypatch.setattr(cifar10, "_ROWS", 10)
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 32), (9, 9, 9)).save(buffer, "JPEG")
+    one = np.frombuffer(buffer.getvalue(), np.uint8)
+    path = tmp_path / "cifar10_jpeg.h5"
+
+    def write(**labels):
+        with h5py.File(path, "w") as file:
+            for group, count in (("train", 50), ("test", 10)):
+                file[f"{group}/jpeg"], file[f"{group}/offset"] = np.tile(one, count), np.arange(count + 1) * len(one)
+                file[f"{group}/label"] = labels.get(group, np.arange(count) % 10)
+
+    write()
     splits = read_images("cifar10", tmp_path, None)
-    assert (len(splits.train), splits.train.shape, splits.train.classes[0]) == (5, (32, 32, 3), "airplane")
+    assert (len(splits.train), splits.train.shape, splits.train.classes[0]) == (50, (32, 32, 3), "airplane")
     assert "JPEG: lossy" in splits.valid.where
+    with pytest.raises(DataError, match="50 pictures of 10 classes; CIFAR-10 has 49"):
+        cifar10._decoded(path, "train", 49)
+    write(test=np.arange(10) % 9)
+    with pytest.raises(DataError, match="10 pictures of 9 classes"):
+        read_images("cifar10", path, None)
+    with h5py.File(path, "a") as file:
+        del file["train/label"]
+    with pytest.raises(DataError, match="50 pictures of 0 classes"):
+        read_images("cifar10", path, None)
+    write()
+    with h5py.File(path, "a") as file:
+        file["train/jpeg"][: len(one)] = 0
+    with pytest.raises(DataError, match="train: picture 0 is not a JPEG") as caught:
+        read_images("cifar10", path, None)
+    assert "--skip-damaged" not in str(caught.value)
 
 
 def test_downloads_happen_only_when_asked_for(nowhere, monkeypatch):
@@ -309,9 +363,29 @@ def test_imagenet_from_tar_shards(name, tmp_path):
     splits = read_images("imagenet256", tmp_path / "set", 12)
     assert (len(splits.train), splits.train.labels.tolist(), splits.valid.labels.tolist()) == (5, [0, 1, 2, 0, 1], [0, 1, 2])
     (tmp_path / "set" / "wds-trainval.tar").write_bytes(b"")
-    if "{split}/" not in name:
-        with pytest.raises(DataError, match="3 have 'train' and 2 'val'"):
+    with pytest.raises(DataError, match=r"wds-trainval.tar (has 'train' and 'val' in its name|lies beside)"):
+        read_images("imagenet256", tmp_path / "set", 12)
+    (tmp_path / "set" / "wds-trainval.tar").unlink()
+    for place in ("a.png", "val/b/a.png"):
+        save(tmp_path / "set" / place)
+        with pytest.raises(DataError, match=r"holds tar shards|a.png lies beside"):
             read_images("imagenet256", tmp_path / "set", 12)
+        with pytest.raises(DataError, match=r"holds tar shards|a.png lies beside"):
+            read_images("folder", tmp_path / "set", 12)
+        (tmp_path / "set" / place).unlink()
+    for shard in (tmp_path / "set").rglob("*val*/*.tar" if "/" in name else "*val*.tar"):
+        shard.unlink()
+    if "/" not in name:
+        with pytest.raises(DataError, match="2 have 'train' and 0 'val'"):
+            read_images("imagenet256", tmp_path / "set", 12)
+
+
+def test_imagenets_pictures_have_classes(tmp_path):
+    for name in ("train/0.png", "val/ant/0.png"):
+        save(tmp_path / name)
+    with pytest.raises(DataError, match="train: the pictures have no classes"):
+        read_images("imagenet256", tmp_path, 12)
+    assert read_images("folder", tmp_path, 12).train.labels is None
 
 
 def test_imagenets_sample():
@@ -338,6 +412,7 @@ def test_damaged_pictures_are_counted_and_named(tmp_path, capsys):
     assert first_values(splits.train) + first_values(splits.valid) == [*(set(range(25)) - {3, 7, 21}), 21]
     said = capsys.readouterr().out
     assert all(text in said for text in ("left out 2 of 25", "003.png cannot be decoded", "007.png is 11×40 pixels"))
+    assert "--skip-damaged" not in said
     with pytest.raises(DataError, match="not one of 25 pictures can be used"):
         read_images("folder", tmp_path, 50, skip_damaged=True)
     assert len(read_images("folder", tmp_path, 50, enlarge=True, skip_damaged=True).train) == 23
@@ -346,11 +421,16 @@ def test_damaged_pictures_are_counted_and_named(tmp_path, capsys):
 def test_names_and_options_that_do_not_go_together(nowhere):
     for arguments, options, message in (
         (("imagenet", None, 256), {}, "Did you mean 'imagenet256'"),
-        (("mnist", None, 32), {}, "28×28 pixels: leave out the size of 32"),
+        (("mnist", None, 32), {}, "28×28 pixels: leave out --size 32"),
+        (("mnist", None, 0), {}, "leave out --size 0"),
+        (("folder", nowhere, 0), {}, "from 1 to 4096"),
+        (("imagenet256", nowhere, 0), {}, "from 1 to 4096"),
+        (("mnist-10k", None, None), {"alpha": "white"}, "leave out --alpha"),
+        (("cifar10", None, None), {"enlarge": True, "skip_damaged": True}, "leave out --enlarge and --skip-damaged"),
         (("cifar10", None, 64), {}, "32×32 pixels"),
-        (("folder", None, 64), {}, "path and a size"),
-        (("folder", nowhere, None), {}, "path and a size"),
-        (("imagenet256", None, None), {"download": True}, "cannot be downloaded"),
+        (("folder", None, 64), {}, "--data, where it is, and --size"),
+        (("folder", nowhere, None), {}, "--data, where it is, and --size"),
+        (("imagenet256", None, None), {"download": True}, "cannot be downloaded: leave out --download"),
     ):
         with pytest.raises(ConfigError, match=message):
             read_images(*arguments, **options)

@@ -13,7 +13,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from daps_robot.data.decode import PictureDecoder
-from daps_robot.data.picture_files import FolderPictures, JpegPictures, TarPictures
+from daps_robot.data.picture_files import FolderPictures, JpegPictures
+from daps_robot.data.tar_files import TarPictures
 from daps_robot.errors import DataError
 
 DECODER = PictureDecoder(8)
@@ -140,7 +141,7 @@ def test_damage_found_late_is_named(tmp_path):
         (JpegPictures(write_h5(tmp_path / "set.h5", **arrays), "train", DECODER), "set.h5: train: picture 4"),
     ):
         assert np.array_equal(source.gather(torch.tensor([3, 5])), PIXELS[[3, 5]])
-        with pytest.raises(DataError, match=f"{name} cannot be decoded"):
+        with pytest.raises(DataError, match=f"{name} cannot be decoded.*, or give --skip-damaged$"):
             source.gather(torch.arange(6))
 
 
@@ -206,9 +207,37 @@ def test_folders_that_are_refused(tmp_path):
         with pytest.raises(DataError, match=f"{name} is a link to"):
             FolderPictures(folder, DECODER)
         (folder / name).unlink()
+    for target, told in (("loop.png", "loop.png"), ("/a\n\x1b", r"'/a\\n\\x1b'")):
+        (folder / "loop.png").symlink_to(target)
+        with pytest.raises(DataError, match=rf"loop\.png is a link to {told};"):
+            FolderPictures(folder, DECODER)
+        (folder / "loop.png").unlink()
     os.mkfifo(folder / "ant" / "pipe.jpg")
     with pytest.raises(DataError, match=r"pipe.jpg has a picture's name, but is not a file"):
         FolderPictures(folder, DECODER)
+
+
+def test_names_that_would_upset_a_terminal_are_spelt_out(tmp_path):
+    strange = "a\n\x1b[2J\udcff.jpg"
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / strange).write_bytes(b"no picture")
+    write_tar(tmp_path / "a.tar", [("a\n\x1b[2J.jpg", b"no picture")])
+    for source in (FolderPictures(tmp_path / "folder", DECODER), TarPictures([tmp_path / "a.tar"], DECODER)):
+        with pytest.raises(DataError, match=r"a\\n\\x1b\[2J.*is not a JPEG") as caught:
+            source.gather(torch.tensor([0]))
+        assert str(caught.value).isprintable()
+    assert FolderPictures(tmp_path / "folder", DECODER).path(0).read_bytes() == b"no picture"
+
+
+def test_pictures_of_other_formats_are_counted(tmp_path, capsys):
+    folder = write_folder(tmp_path / "folder")
+    assert len(FolderPictures(folder, DECODER)) == 6 and capsys.readouterr().out == ""
+    for name in ("x.tif", "ant/y.HEIC", "notes.txt"):
+        (folder / name).write_bytes(b"")
+    source = FolderPictures(folder, DECODER)
+    assert (len(source), source.classes) == (6, ("ant", "bee", "cow"))
+    said = capsys.readouterr().out
+    assert said.startswith("passed over 2 files") and said.count("\n") == 1
 
 
 def special(name, **attributes):
@@ -258,6 +287,19 @@ def test_tar_shards_that_end_early_or_are_damaged(tmp_path):
             TarPictures([path], DECODER)
 
 
+def test_tar_shards_that_go_on_behind_their_end(tmp_path):
+    path = write_tar(tmp_path / "a.tar", zip(NAMES, JPEGS, strict=True))
+    whole = path.read_bytes()
+    with tarfile.open(path) as tar:
+        second = tar.getmembers()[1].offset
+    for content in (whole + whole, whole[:second] + bytes(1024) + whole[second:], whole + b"\1"):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=r"a.tar goes on behind its end at byte \d+"):
+            TarPictures([path], DECODER)
+    path.write_bytes(whole + bytes(99_999))
+    assert len(TarPictures([path], DECODER)) == 6
+
+
 @pytest.mark.parametrize("kind", ["x", "L", "0"])
 @pytest.mark.parametrize("size", [-512, -1024, 2**40])
 def test_tar_headers_with_absurd_sizes(kind, size, tmp_path):
@@ -283,5 +325,8 @@ def test_what_is_no_plain_tar(tmp_path):
         TarPictures([tmp_path / "b.tar"], DECODER)
     with pytest.raises(DataError, match="hold no pictures"):
         TarPictures([write_tar(tmp_path / "c.tar", [("readme.txt", b"hello")])], DECODER)
+    os.mkfifo(tmp_path / "pipe.tar")
+    with pytest.raises(DataError, match=r"pipe.tar is not a file"):
+        TarPictures([tmp_path / "pipe.tar"], DECODER)
     with pytest.raises(DataError, match=r"none.tar"):
         TarPictures([tmp_path / "none.tar"], DECODER)

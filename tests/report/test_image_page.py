@@ -113,9 +113,31 @@ def test_a_continuous_code_and_a_run_without_its_files(out: Path) -> None:
     facts = {**FACTS, "bits": math.inf, "perplexity": None, "unused_codes": None, "estimator": "vae"}
     page = Page(text_of(out, facts, usage=np.zeros((2, 8), dtype=int)))
     assert "pictures in continuous latents" in page.text and "inf" not in [text for _, _, text in page.numbers]
+    assert "rebuilt from the means of its latents" in page.text and "Nothing limits it" in page.text
+    for words in ("most likely code", "capacity", "With only"):
+        assert words not in page.text
     announced = " ".join(page.notices)
     for notice in ("no codes to count", "there are no metrics at", "There is no"):
         assert notice in announced
+
+
+def test_the_lead_says_what_the_data_are(out: Path) -> None:
+    known = {**FACTS, "where": "mnist (a <folder>: train)", "held_out": 10_000, "threshold": 127}
+    lead = (
+        "on mnist (a <folder>: train) , binarised: values of 0 to 255 are 1 above 127 , else 0; everything below is of the 10,000"
+    )
+    assert lead in Page(text_of(out, known)).text
+    plain = Page(text_of(out, {**known, "threshold": None})).text
+    assert "binarised" not in plain and "train) ; everything below is of the 10,000" in plain
+    older = Page(text_of(out, FACTS)).text
+    assert "daps ; everything below is of held-out pictures" in older
+
+
+def test_few_pictures_limit_what_is_counted_of_the_codes(out: Path) -> None:
+    few = Page(text_of(out, {**FACTS, "held_out": 4})).text
+    assert "With only 4 held-out pictures, at most log₂(4) = 2 bits at a position, 4 in all." in few
+    assert "at most 4 of 8 codes used at a position" in few and few.count("With only") == 3
+    assert "With only" not in Page(text_of(out, {**FACTS, "held_out": 8})).text
 
 
 def test_names_are_escaped(out: Path) -> None:

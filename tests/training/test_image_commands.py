@@ -12,9 +12,10 @@ from daps_robot.commands import image_codes, image_prior
 from daps_robot.commands.image_codes import DecodeImages, EncodeImages
 from daps_robot.commands.image_prior import SampleImages, TrainImagePrior
 from daps_robot.commands.train_image_tokenizer import PicturesConfig, TrainImageTokenizer, choose_preset, run
-from daps_robot.errors import CheckpointError, ConfigError, DataError
+from daps_robot.data.pictures import ArrayPictures
+from daps_robot.errors import CheckpointError, ConfigError, DataError, RunDirectoryError
 from daps_robot.models.tokenizer import Tokenizer
-from daps_robot.training.trainer import TrainerConfig
+from daps_robot.training.objective import TrainerConfig
 
 
 def save_pictures(folder, n=6, size=32, seed=0, mode="RGB"):
@@ -111,6 +112,9 @@ def test_nothing_is_overwritten_unasked(trained, tmp_path):
     with pytest.raises(ConfigError, match="not empty"):
         image_codes.decode(DecodeImages(run_folder, tmp_path / "codes", tmp_path / "mine"))
     assert (tmp_path / "mine" / "thesis.txt").is_file()
+    codes = image_codes.encode(EncodeImages(run_folder, trained[1], tmp_path / "good.safetensors"))
+    image_codes.decode(DecodeImages(run_folder, codes, tmp_path / "mine", overwrite=True))
+    assert (tmp_path / "mine" / "thesis.txt").is_file() and (tmp_path / "mine" / "cats" / "0.png").is_file()
 
 
 def test_two_pictures_of_one_name_are_refused(trained, tmp_path):
@@ -136,7 +140,7 @@ def test_a_damaged_picture_is_named_or_left_out(trained, tmp_path, capsys):
 def test_a_prior_and_its_samples(trained, tmp_path):
     run_folder, _, _ = trained
     trainer = TrainerConfig(max_steps=2, batch_size=4, device="cpu", tensorboard=False)
-    metrics = image_prior.train(TrainImagePrior(run_folder, tmp_path / "prior", width=16, layers=1, trainer=trainer))
+    metrics = image_prior.train(TrainImagePrior(run_folder, out=tmp_path / "prior", width=16, layers=1, trainer=trainer))
     assert metrics["bits"] == pytest.approx(metrics["nll"] / np.log(2))
     sheets = [
         image_prior.sample(SampleImages(tmp_path / "prior", classes, 3, out=tmp_path / f"{i}.png"))
@@ -147,6 +151,55 @@ def test_a_prior_and_its_samples(trained, tmp_path):
     assert np.array_equal(pixels[1], pixels[2]) and np.array_equal(pixels[1], pixels[3])
     with pytest.raises(ConfigError, match="Did you mean 'dogs'"):
         image_prior.sample(SampleImages(tmp_path / "prior", ("dog",), out=tmp_path / "x.png"))
+
+
+def test_a_prior_does_not_take_its_tokenizers_place(trained, tmp_path):
+    run_folder, pictures, _ = trained
+    with pytest.raises(ConfigError, match="holds the tokenizer"):
+        image_prior.train(TrainImagePrior(run_folder, out=run_folder, overwrite=True))
+    other = tmp_path / "other"
+    run(dataclasses.replace(command(pictures, "fsq"), out=other))
+    with pytest.raises(RunDirectoryError, match="holds a run of TrainImageTokenizer"):
+        image_prior.train(TrainImagePrior(run_folder, out=other, overwrite=True))
+    assert Tokenizer.from_pretrained(other / "model").bits == 576
+
+
+def test_a_run_notices_that_its_pictures_changed(tmp_path):
+    pictures = save_pictures(tmp_path / "pictures", n=2)
+    config = dataclasses.replace(command(pictures, "fsq"), out=tmp_path / "run")
+    run(config)
+    run(dataclasses.replace(config, resume=True))  # finished: measured again
+    Image.open(pictures / "cats" / "0.png").save(pictures / "cats" / "7.png")
+    with pytest.raises(RunDirectoryError, match="identity"):
+        run(dataclasses.replace(config, resume=True))
+    with pytest.raises(CheckpointError, match="no longer holds the pictures"):
+        image_prior.train(TrainImagePrior(tmp_path / "run"))
+
+
+def test_a_damaged_held_out_picture_ends_it_before_training(tmp_path):
+    pictures = save_pictures(tmp_path / "pictures", n=2)
+    last = pictures / "dogs" / "1.png"  # held out
+    last.write_bytes(last.read_bytes()[:90])
+    with pytest.raises(DataError, match="1 of 1 held-out pictures cannot be used"):
+        run(dataclasses.replace(command(pictures), out=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_coloured_pictures_are_refused_by_a_tokenizer_of_grey_ones():
+    grey = np.full((2, 4, 4, 3), 200, np.uint8)
+    pink = grey.copy()
+    pink[1, 0, 0] = 255, 130, 200  # of one value, once binarised
+    index = torch.arange(2)
+    assert image_codes.GreyPictures(ArrayPictures(grey)).gather(index).shape == (2, 4, 4, 1)
+    with pytest.raises(DataError, match="1 of 2 pictures have colours"):
+        image_codes.GreyPictures(ArrayPictures(pink)).gather(index)
+
+
+@pytest.mark.parametrize("name", ["mnist", "chunk16", "cifar10"])
+def test_motion_with_the_networks_of_something_else(name, tmp_path):
+    default = TrainImageTokenizer.default(["--dataset", "lafan", "--preset", name])
+    with pytest.raises(ConfigError, match="leave out --preset"):
+        run(dataclasses.replace(default, dataset="lafan", preset=name, out=tmp_path / "run"))
 
 
 def test_the_presets_of_the_command_line():

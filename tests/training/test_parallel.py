@@ -16,8 +16,9 @@ from daps_robot.errors import ConfigError
 from daps_robot.estimators import ESTIMATORS
 from daps_robot.models.tokenizer import Tokenizer
 from daps_robot.training.logger import read_rows
+from daps_robot.training.objective import TrainerConfig
 from daps_robot.training.tokenizer import TokenizerObjective
-from daps_robot.training.trainer import Trainer, TrainerConfig
+from daps_robot.training.trainer import Trainer
 
 SCRIPT = Path(__file__).with_name("train_together.py")
 TIMES = {"seconds", "steps_per_second", "train_seconds"}

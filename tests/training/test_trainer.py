@@ -14,8 +14,8 @@ from toy_objective import ToyObjective, config, train
 from daps_robot.checkpoints import load_state, load_tensors, save_state
 from daps_robot.errors import CheckpointError, ConfigError, DapsRobotError, RunDirectoryError
 from daps_robot.training.logger import read_rows
+from daps_robot.training.objective import TrainerConfig
 from daps_robot.training.optimizer import OptimizerConfig
-from daps_robot.training.trainer import TrainerConfig
 
 TIMES = {"seconds", "steps_per_second", "train_seconds"}
 

@@ -9,8 +9,9 @@ from torch import nn
 
 from daps_robot.checkpoints import save_tensors
 from daps_robot.estimators.base import Loss
+from daps_robot.training.objective import Objective, TrainerConfig
 from daps_robot.training.optimizer import OptimizerConfig
-from daps_robot.training.trainer import Objective, Trainer, TrainerConfig
+from daps_robot.training.trainer import Trainer
 
 
 class ToyData:

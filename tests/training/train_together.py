@@ -9,9 +9,10 @@ from tiny import tokenizer_config
 from daps_robot.estimators import ESTIMATORS
 from daps_robot.models.tokenizer import Tokenizer
 from daps_robot.training import tokenizer as tokenizer_training
+from daps_robot.training.objective import TrainerConfig
 from daps_robot.training.optimizer import OptimizerConfig
 from daps_robot.training.tokenizer import TokenizerObjective
-from daps_robot.training.trainer import Trainer, TrainerConfig
+from daps_robot.training.trainer import Trainer
 
 ESTIMATORS_TRIED = {
     "daps": {"warm_start_steps": 3},
