@@ -56,7 +56,8 @@ class PicturesConfig:
         skip_damaged: leave out pictures that cannot be read, and say how many.
         download: fetch MNIST or CIFAR-10 into ./data where it is not there.
         fid_weights: torch-fidelity's Inception weights, with which the last validation measures rFID too (extra `fid`).
-        validate_on: held-out examples, evenly spaced, of the validations during training (0: all); the last one takes all.
+        validate_on: held-out examples, evenly spaced, of the validations during training; 0 takes all.
+        evaluate_on: as many of the evaluation at the end; 0 takes all.
     """
 
     data: Path | None = None
@@ -69,10 +70,11 @@ class PicturesConfig:
     download: bool = False
     fid_weights: Path | None = None
     validate_on: int = 1000
+    evaluate_on: int = 0
 
     def __post_init__(self) -> None:
-        if self.validate_on < 0:
-            raise ConfigError(f"validate_on {self.validate_on} counts examples; 0 takes all")
+        if min(self.validate_on, self.evaluate_on) < 0:
+            raise ConfigError("validate_on and evaluate_on count examples; 0 takes all")
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class TrainImageTokenizer:
         overwrite: throw a run away that is in that directory.
         estimator: how the encoder learns through the codes; with --help after it, its settings.
         pictures: what to train on.
-        settings: of the estimator; by default the preset's, with a warm start of half the steps at most.
+        settings: of the estimator; by default the preset's, with a warm start of 6/7 of the steps at most.
         trainer: how long; by default the preset's.
     """
 
@@ -110,7 +112,7 @@ class TrainImageTokenizer:
         chosen = choose_preset(dataset or cls.dataset, name, int(size) if size and size.isdecimal() else None)
         asked = given(arguments, "--max-steps")
         steps = int(asked) if asked and asked.isdecimal() else chosen.steps
-        warm_start = min(chosen.settings["warm_start_steps"], steps // 2)
+        warm_start = min(chosen.settings["warm_start_steps"], 6 * steps // 7)
         settings = ESTIMATORS[estimator].configure(**{**chosen.settings, "warm_start_steps": warm_start})
         optimizer = OptimizerConfig(lr=chosen.lr, ema=chosen.ema)
         every = max(1, min(5000, steps // 10))
@@ -156,8 +158,10 @@ class Material(NamedTuple):
 def run(config: TrainImageTokenizer) -> JSON:
     """Train, measure on all that is held out, write report.json and a page; the figures. The tokenizer lies in <out>/model."""
     chosen = choose_preset(config.dataset, config.preset, config.pictures.size)
-    if config.dataset == "lafan" and replace(config.pictures, data=None, validate_on=0) != PicturesConfig(validate_on=0):
-        raise ConfigError("motion takes none of the options of pictures but --data and --validate-on: leave the others out")
+    if config.dataset == "lafan" and config.pictures != PicturesConfig(
+        data=config.pictures.data, validate_on=config.pictures.validate_on, evaluate_on=config.pictures.evaluate_on
+    ):
+        raise ConfigError("motion takes none of the options of pictures but --data, --validate-on and --evaluate-on")
     if config.pictures.download and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("download with one process first: several would write the same file")
     fid = ReconstructionFID(config.pictures.fid_weights) if config.pictures.fid_weights else None  # what it lacks shows at once
@@ -180,6 +184,7 @@ def run(config: TrainImageTokenizer) -> JSON:
     description = {"command": command, "dataset": {"path": material.where, "identity": material.identity}}
     Trainer(config.trainer, out, description).fit(objective, material.train, config.resume, config.overwrite)
 
+    held_out = evenly(material.valid, config.pictures.evaluate_on)
     best = Tokenizer.from_pretrained(out / "model").to(tokenizer.scaler.shift.device)
     torch.manual_seed(step_seed(config.trainer.seed, NO_STEP))
     beta_end = estimator.beta(config.trainer.max_steps)
@@ -193,21 +198,21 @@ def run(config: TrainImageTokenizer) -> JSON:
         "vocabulary": codes.vocabulary,
         "shape": best.config.front_end.shape,
         "where": material.where,
-        "held_out": len(material.valid),
+        "held_out": len(held_out),
         "threshold": chosen.threshold,
-        **evaluate_tokenizer(best, material.valid, beta_end, material.measure, usage),
+        **evaluate_tokenizer(best, held_out, beta_end, material.measure, usage),
     }
     if config.pictures.dequantise and "elbo" in facts:
-        noisy = evaluate_tokenizer(best, Dequantised(material.valid), beta_end)
+        noisy = evaluate_tokenizer(best, Dequantised(held_out), beta_end)
         log_scale = float(best.scaler.scale.log().mean())
         facts["bits_per_dimension"] = bits_per_dimension(noisy["elbo"], int(np.prod(facts["shape"])), log_scale)
     if parallel.is_main():
         save_json(facts, out / "report.json")
         if fid is not None:
-            facts["rfid"] = measured_fid(fid, best, material.valid)
+            facts["rfid"] = measured_fid(fid, best, held_out)
             save_json(facts, out / "report.json")
         if config.dataset != "lafan":
-            examples = examples_of(best, material.valid)
+            examples = examples_of(best, held_out)
             print(save_examples_png(examples, out / "examples.png"))
             print(write_image_page(out, facts, examples, usage.cpu().numpy()))
     print(summary(facts))
@@ -276,17 +281,19 @@ def evenly(data: Batches, n: int) -> Batches:
 
 
 class Dequantised:
-    """Pictures with the noise that makes an ELBO a bound in bits."""
+    """8-bit pictures as (x + u)/256 with noise u: of which an ELBO is a bound in bits."""
 
     def __init__(self, images: Batches) -> None:
-        assert isinstance(images, ImageDataset)
-        self.images = ImageDataset(images.pictures, ImageTransform(dequantise=True))
+        self.images = images
 
     def __len__(self) -> int:
         return len(self.images)
 
     def gather(self, index: torch.Tensor) -> torch.Tensor:
-        return self.images.augmented(index, index)
+        """Some of them, each with noise of its own, the same every time."""
+        x = self.images.gather(index)
+        noise = [np.random.default_rng(int(i)).random(x.shape[1:], np.float32) for i in index]
+        return ((x * 255).round() + torch.from_numpy(np.stack(noise))) / 256
 
 
 @torch.no_grad()
