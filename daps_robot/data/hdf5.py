@@ -18,14 +18,14 @@ def open_file(path: Path) -> h5py.File:
     """The file, open for reading."""
     if path.is_dir():
         files = sorted(entry.name for entry in path.iterdir() if entry.suffix in (".hdf5", ".h5"))
-        raise DataError(f"{path} is a directory, not a file of demonstrations. {listing('It holds', files)}")
+        raise DataError(f"{path} is a directory, not an HDF5 file. {listing('It holds', files)}")
     if not path.exists():
         raise DataError(f"{path} does not exist. {_near_files(path)}")
     try:
         if path.stat().st_size == 0:
             raise DataError(f"{path} is empty (0 bytes); copy or download it again.")
         if not h5py.is_hdf5(path):
-            raise DataError(f"{path} is not an HDF5 file; demonstrations are read from robomimic's HDF5 layout.")
+            raise DataError(f"{path} is not an HDF5 file, which is what is read here.")
         return h5py.File(path, "r")
     except PermissionError as error:
         raise DataError(f"{path} may not be read; check its permissions.") from error
