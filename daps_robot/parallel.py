@@ -22,11 +22,16 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def launched() -> int:
+    """How many processes torchrun has started, before they have met; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def rank() -> int:
     """Which of them this is, from 0; known before they have met, too."""
     if world_size() > 1:
         return dist.get_rank()
-    return int(os.environ.get("RANK", "0")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
+    return int(os.environ.get("RANK", "0")) if launched() > 1 else 0
 
 
 def is_main() -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -51,6 +52,13 @@ def main(config: type[C], run: Callable[[C], object]) -> None:
             raise
         print(f"interrupted{f': {error}' if str(error) else ''}", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def given(arguments: Sequence[str], option: str) -> str | None:
+    """The value of an option of the command line, if it is there."""
+    words = [word for argument in arguments for word in argument.split("=", 1)]
+    values = [b for a, b in pairwise(words) if a.startswith("--") and a.replace("_", "-") == option]
+    return values[-1] if values else None
 
 
 def keep_freed_memory() -> None:

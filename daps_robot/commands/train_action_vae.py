@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
 import torch
 
 from daps_robot import parallel
+from daps_robot.commands.cli import given
 from daps_robot.config import save_json
 from daps_robot.data.catalog import dataset_name, fetch
 from daps_robot.data.chunks import ChunkDataset
@@ -89,9 +89,8 @@ class TrainActionVAE:
     @classmethod
     def default(cls, arguments: Sequence[str]) -> TrainActionVAE:
         """What the command line changes: the settings are those of the estimator that it names."""
-        names = [b for a, b in pairwise(["--estimator", cls.estimator, *arguments]) if a == "--estimator"]
-        names += [a.removeprefix("--estimator=") for a in arguments if a.startswith("--estimator=")]
-        return cls(estimator=names[-1], settings=ESTIMATORS[names[-1]].configure())
+        name = given(arguments, "--estimator") or cls.estimator
+        return cls(estimator=name, settings=ESTIMATORS[name].configure())
 
 
 def run(config: TrainActionVAE) -> dict[str, float]:

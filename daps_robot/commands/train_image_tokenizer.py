@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -13,6 +11,7 @@ import numpy as np
 import torch
 
 from daps_robot import parallel
+from daps_robot.commands.cli import given
 from daps_robot.config import save_json
 from daps_robot.data.images import IMAGE_DATASETS, ImageDataset, ImageTransform, read_images
 from daps_robot.data.motion import CHANNELS, read_motion
@@ -120,13 +119,6 @@ class TrainImageTokenizer:
         return cls(estimator=estimator, settings=settings, trainer=trainer)
 
 
-def given(arguments: Sequence[str], option: str) -> str | None:
-    """The value of an option of the command line, if it is there."""
-    words = [word for argument in arguments for word in argument.split("=", 1)]
-    values = [b for a, b in pairwise(words) if a.startswith("--") and a.replace("_", "-") == option]
-    return values[-1] if values else None
-
-
 def choose_preset(dataset: str, name: str | None, size: int | None) -> Preset:
     """The preset of a name, else of a data set; of a folder, by the size of its pictures."""
     if dataset not in (*IMAGE_DATASETS, "lafan"):
@@ -162,7 +154,7 @@ def run(config: TrainImageTokenizer) -> JSON:
         data=config.pictures.data, validate_on=config.pictures.validate_on, evaluate_on=config.pictures.evaluate_on
     ):
         raise ConfigError("motion takes none of the options of pictures but --data, --validate-on and --evaluate-on")
-    if config.pictures.download and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if config.pictures.download and parallel.launched() > 1:
         raise ConfigError("download with one process first: several would write the same file")
     fid = ReconstructionFID(config.pictures.fid_weights) if config.pictures.fid_weights else None  # what it lacks shows at once
     material = read_motion_capture(config, chosen) if config.dataset == "lafan" else read_pictures(config, chosen)

@@ -150,16 +150,6 @@ def read_images(
     return reader.folder(path)
 
 
-def read_mnist_10k(path: Path) -> tuple[ImageDataset, ImageDataset]:
-    """9000 training and 1000 test digits, both from MNIST's training images, binarised at x > 127.
-
-    Raises:
-        DataError: the file is not MNIST's, or damaged.
-    """
-    train, valid = (ImageDataset(pictures, ImageTransform(threshold=127)) for pictures in _mnist_10k(path))
-    return train, valid
-
-
 def _mnist_10k(path: Path) -> ImageSplits:
     digits, _ = read_mnist(path)
     with np.load(MNIST_10K) as split:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -14,6 +13,7 @@ from daps_robot.estimators.base import ESTIMATORS, Estimator, EstimatorConfig, L
 from daps_robot.models.posteriors import PosteriorConfig, QuantizedPosterior
 from daps_robot.models.quantizers import VQ
 from daps_robot.models.tokenizer import Inputs, Tokenizer, TokenizerConfig
+from daps_robot.parallel import launched
 
 
 class QuantizedEstimator(Estimator):
@@ -103,7 +103,7 @@ class VQEstimator(QuantizedEstimator):
             threshold_ema_dead_code=config.revive_below,
             commitment_weight=config.commitment,
             rotation_trick=config.rotation_trick,
-            sync_codebook=int(os.environ.get("WORLD_SIZE", "1")) > 1,  # the processes have not met yet
+            sync_codebook=launched() > 1,  # the processes have not met yet
         )
 
     def quantize(self, posterior: QuantizedPosterior, inputs: Inputs) -> tuple[Tensor, Tensor]:

@@ -74,7 +74,7 @@ class Trainer:
 
     def _fabric(self) -> Fabric:
         """The device and the precision; under torchrun, one of several processes that share each batch."""
-        config, processes = self.config, int(os.environ.get("WORLD_SIZE", "1"))
+        config, processes = self.config, parallel.launched()
         if config.batch_size % (processes * config.accumulate):
             raise ConfigError(
                 f"batch_size {config.batch_size} is not divisible by {processes} processes × {config.accumulate} parts: "

@@ -15,7 +15,7 @@ from PIL import Image
 
 from daps_robot.data import cifar10, images, mnist
 from daps_robot.data.demos import file_sha256
-from daps_robot.data.images import ImageDataset, ImageTransform, locate_mnist, read_images, read_mnist_10k
+from daps_robot.data.images import ImageDataset, ImageTransform, locate_mnist, read_images
 from daps_robot.data.pictures import ArrayPictures
 from daps_robot.errors import ConfigError, DataError
 
@@ -100,7 +100,8 @@ def test_transforms_that_cannot_be():
 
 
 def test_the_protocols_digits():
-    train, test = read_mnist_10k(real("mnist.npz"))
+    splits = read_images("mnist-10k", real("mnist.npz"), None)
+    train, test = (ImageDataset(split, ImageTransform(threshold=127)) for split in splits)
     assert (len(train), len(test)) == (9000, 1000)
     with np.load(real("mnist.npz")) as arrays:
         digits, labels = arrays["x_train"][:10_000], arrays["y_train"][:10_000]
@@ -194,7 +195,7 @@ def test_a_file_that_is_not_mnist(content, tmp_path):
         np.savez(path, x_train=np.random.default_rng(0).integers(0, 255, (100, 28, 28), np.uint8))
         path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(DataError, match=r"mnist\.npz"):
-        read_mnist_10k(path)
+        read_images("mnist-10k", path, None)
 
 
 # CIFAR-10
