@@ -29,6 +29,7 @@ SMALL = {
     "encode_images.py": [],
     "decode_images.py": [],
     "ablate.py": ["--preset", "test", "--draws", "2", "--seeds", "1", "--max-steps", "5"],
+    "compare_codes.py": TRAIN[1:],
     "compare_estimators.py": ["--preset", "test", "--seeds", "1", "--estimators", "daps", "fsq"],
 }
 
@@ -60,6 +61,7 @@ def test_commands_and_python_of_the_readme(tmp_path):
     for command in (command for command in commands() if not of_pictures(command)):
         script = Path(command[1]).name
         arguments = [argument.replace("path/to/my_task.hdf5", "data/lift.hdf5") for argument in command[2:]]
+        arguments = [argument.replace("compare/lift-small", "compare/lift-test") for argument in arguments]  # --preset test
         done = run([str(ROOT / "scripts" / script), *arguments, *SMALL[script]], tmp_path)
         assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
     report = json.loads((tmp_path / "runs/lift/report.json").read_text())
