@@ -11,8 +11,8 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt setuptools
-	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e ".[sim,vq,dev]"
-# robomimic without its dependencies: torchvision has no build beside a CPU torch, and robomimic's data reader needs none of it
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e ".[sim,pusht,vq,fast,lerobot,diffusion,dev]"
+# robomimic without its dependencies: torchvision does not load beside a CPU torch, and breaks what looks for it (docs/policies.md)
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation --no-deps robomimic
 	@touch $@
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,37 @@ def load_state(path: Path) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
         raise CheckpointError(f"{path} is not a readable training state: start anew with --overwrite ({short(error)})") from error
+
+
+def keep_checkpoint(folder: Path, step: int, count: int, save: Callable[[Path], None]) -> None:
+    """Save a model as <folder>/<step>, whole or not at all; of those before it, only the last `count` − 1 stay.
+
+    Raises:
+        RunDirectoryError: it cannot be written.
+    """
+    partial, place = folder / ".partial", folder / str(step)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        save(partial)
+        shutil.rmtree(place, ignore_errors=True)  # of a run that was killed before its state was saved
+        partial.replace(place)
+    except OSError as error:
+        raise RunDirectoryError(f"cannot write {place}: {error.strerror}; free some space and --resume") from error
+    for old in kept_steps(folder)[:-count]:
+        shutil.rmtree(folder / str(old))
+
+
+def kept_steps(folder: Path) -> list[int]:
+    """The steps whose models `keep_checkpoint` left in a folder, in order."""
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal())
+
+
+def forget_checkpoints(folder: Path, after: int) -> None:
+    """Remove the models of later steps than the one that a run goes on from: it will come to them again."""
+    for step in kept_steps(folder):
+        if step > after:
+            shutil.rmtree(folder / str(step))
 
 
 @contextmanager

@@ -16,13 +16,14 @@ Time, for a decision taken at step t:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,26 @@ class Policy(Protocol):
     def plan(self, request: PlanRequest) -> Float[np.ndarray, "b h a"]:
         """Action chunks for every row; row i depends on nothing but row i of the request."""
         ...
+
+
+@runtime_checkable
+class TrainedPolicy(Policy, Protocol):
+    """A policy that knows what it was trained for, and can be saved.
+
+    Attributes:
+        kind: the name under which it is saved (see `daps_robot.models.policies.POLICIES`).
+        observation_dim, action_dim: o and a.
+        execute: e, the steps of a plan that it is meant to be executed for.
+    """
+
+    kind: str
+    observation_dim: int
+    action_dim: int
+    execute: int
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def save_pretrained(self, directory: Path) -> None: ...
 
 
 JSON = dict[str, Any]

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from tqdm import tqdm
 from daps_robot.data.demo_writer import DemoWriter, Episode
 from daps_robot.envs.episodes import record_episode
 from daps_robot.envs.simulator import import_robosuite
+from daps_robot.envs.styles import STYLES
 from daps_robot.envs.tasks import CanEnv, LiftEnv, RobosuiteEnv, SquareEnv
 from daps_robot.errors import ConfigError, DataError, SimulationError
 
@@ -31,8 +32,13 @@ _SECONDS_BETWEEN_LINES = 15.0
 _HOPELESS_AFTER, _HOPELESS_RATE = 40, 0.05
 
 
-Noise = tuple[float, float]
-"""Of an expert: the standard deviation of its white noise, and its chance of a nudge."""
+@dataclass(frozen=True)
+class Manner:
+    """How the experts of a collection act: arguments of `make_expert`."""
+
+    noise: float
+    nudges: float
+    style: str
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,7 @@ def collect_demos(
     task: str = "lift",
     out: str | Path | None = None,
     demos: int = 200,
+    style: str = "plain",
     noise: float | None = None,
     nudges: float | None = None,
     seed: int = 0,
@@ -88,10 +95,11 @@ def collect_demos(
 
     Args:
         task: lift, can or square.
-        out: the file; data/<task>.hdf5 by default.
+        out: the file; data/<task>.hdf5 by default, data/<task>-<style>.hdf5 for another style than plain.
         demos: how many.
+        style: of the expert, plain or human (see `envs.styles`).
         noise: standard deviation of the Gaussian noise on the arm's actions; None takes the task's own.
-        nudges: chance that a step begins a nudge (see `envs.experts.Expert`); None takes the task's own.
+        nudges: chance that a step begins a nudge (see `envs.expert.Expert`); None takes the task's own.
         seed: of the collection, 0 to 999.
         workers: processes; None takes one per processor.
         valid_fraction: of the demonstrations are put in mask/valid, the others in mask/train.
@@ -104,17 +112,15 @@ def collect_demos(
         KeyboardInterrupt: when interrupted; what was collected is kept for the next call.
     """
     started = time.monotonic()
-    chosen = _check(task, demos, noise, nudges, seed, workers, valid_fraction)
-    noise = chosen.noise if noise is None else noise
-    nudges = chosen.nudges if nudges is None else nudges
-    out = Path("data", f"{task}.hdf5") if out is None else Path(out)
+    chosen = _check(task, demos, style, noise, nudges, seed, workers, valid_fraction)
+    manner = Manner(chosen.noise if noise is None else noise, chosen.nudges if nudges is None else nudges, style)
+    out = Path("data", f"{task}.hdf5" if style == "plain" else f"{task}-{style}.hdf5") if out is None else Path(out)
     if out.exists() and not overwrite:
         raise DataError(f"{out} exists: choose another --out, or pass --overwrite to replace it.")
     robosuite = import_robosuite()
     settings = {
         "env_id": chosen.env.env_id,
-        "noise": noise,
-        "nudges": nudges,
+        **asdict(manner),
         "seed": seed,
         "robosuite": robosuite.__version__,
         "layout": 2,
@@ -123,7 +129,7 @@ def collect_demos(
         collection = _Collection(writer, demos)
         if not collection.complete:
             processes = min(workers or len(os.sched_getaffinity(0)), demos)
-            with _attempts(chosen.env, (noise, nudges), seed, processes) as submit:
+            with _attempts(chosen.env, manner, seed, processes) as submit:
                 collection.run(submit, ahead=1 if processes == 1 else 2 * processes)
         steps = writer.finish(demos, valid_fraction, chosen.env.env_args())
     return CollectionReport(out, demos, steps, collection.failed, time.monotonic() - started)
@@ -202,18 +208,18 @@ class _Progress:
 
 
 @contextmanager
-def _attempts(make_env: type[RobosuiteEnv], noise: Noise, seed: int, processes: int) -> Iterator[Any]:
+def _attempts(make_env: type[RobosuiteEnv], manner: Manner, seed: int, processes: int) -> Iterator[Any]:
     """A function that starts an attempt and returns its future: in worker processes, or right here for one process."""
     first_seed = SEEDS_PER_COLLECTION * seed
     if processes == 1:
         env = make_env()
         try:
-            yield lambda attempt: _at_once(env, noise, first_seed + attempt)
+            yield lambda attempt: _at_once(env, manner, first_seed + attempt)
         finally:
             env.close()
         return
     # Spawned, not forked: a forked child shares locks and OpenGL contexts with its parent.
-    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start_worker, (make_env, noise))
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start_worker, (make_env, manner))
     try:
         yield lambda attempt: pool.submit(_work, first_seed + attempt)
     except BrokenProcessPool as error:
@@ -222,37 +228,46 @@ def _attempts(make_env: type[RobosuiteEnv], noise: Noise, seed: int, processes: 
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-_worker: tuple[RobosuiteEnv, Noise]
+_worker: tuple[RobosuiteEnv, Manner]
 
 
-def _start_worker(make_env: type[RobosuiteEnv], noise: Noise) -> None:
+def _start_worker(make_env: type[RobosuiteEnv], manner: Manner) -> None:
     """Prepares a worker process: it leaves Ctrl-C to its parent, and dies with it."""
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-    _worker = (make_env(), noise)
+    _worker = (make_env(), manner)
 
 
 def _work(start_seed: int) -> Episode | None:
-    env, noise = _worker
-    return record_episode(env, env.make_expert(noise[0], seed=start_seed, nudges=noise[1]), start_seed)
+    env, manner = _worker
+    return record_episode(env, env.make_expert(seed=start_seed, **asdict(manner)), start_seed)
 
 
-def _at_once(env: RobosuiteEnv, noise: Noise, start_seed: int) -> Future[Episode | None]:
+def _at_once(env: RobosuiteEnv, manner: Manner, start_seed: int) -> Future[Episode | None]:
     future: Future[Episode | None] = Future()
-    future.set_result(record_episode(env, env.make_expert(noise[0], seed=start_seed, nudges=noise[1]), start_seed))
+    future.set_result(record_episode(env, env.make_expert(seed=start_seed, **asdict(manner)), start_seed))
     return future
 
 
 def _check(
-    task: str, demos: int, noise: float | None, nudges: float | None, seed: int, workers: int | None, valid_fraction: float
+    task: str,
+    demos: int,
+    style: str,
+    noise: float | None,
+    nudges: float | None,
+    seed: int,
+    workers: int | None,
+    valid_fraction: float,
 ) -> Task:
     """The task, if the arguments can be."""
     if task not in TASKS:
         near = difflib.get_close_matches(task, TASKS, n=1)
         raise ConfigError(f"No task '{task}'. {f'Did you mean {near[0]}? ' if near else ''}There are {', '.join(TASKS)}.")
+    if style not in STYLES:
+        raise ConfigError(f"No style '{style}': there are {', '.join(STYLES)}.")
     if not 1 <= demos <= SEEDS_PER_COLLECTION // 2:
         raise ConfigError(f"demos must be from 1 to {SEEDS_PER_COLLECTION // 2}, not {demos}.")
     if noise is not None and not 0.0 <= noise <= 1.0:

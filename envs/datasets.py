@@ -1,34 +1,37 @@
-"""The data sets that the scripted experts can make, for the catalogue (entry points `daps_robot.datasets`)."""
+"""The data sets that can be made here, for the catalogue (entry points `daps_robot.datasets`)."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from daps_robot.data.catalog import GeneratedDataset
+from daps_robot.envs.registration import PUSHT_ID
 
 
-def _generate_lift(path: Path) -> None:
-    _generate("lift", path)
+def _generated(task: str, style: str, env_id: str, what: str) -> GeneratedDataset:
+    def generate(path: Path) -> None:
+        from daps_robot.envs import collect  # imports the simulator
+
+        collect.collect_demos(task=task, out=path, style=style)
+
+    name = task if style == "plain" else f"{task}-{style}"
+    expert = "a scripted expert" if style == "plain" else "a scripted expert with human-like variety"
+    return GeneratedDataset(name, env_id, f"{what}: 200 demonstrations of {expert}", generate)
 
 
-def _generate_can(path: Path) -> None:
-    _generate("can", path)
+def _convert_pusht(path: Path) -> None:
+    from daps_robot.envs.pusht_demos import convert_pusht
+
+    convert_pusht(path)
 
 
-def _generate_square(path: Path) -> None:
-    _generate("square", path)
-
-
-def _generate(task: str, path: Path) -> None:
-    from daps_robot.envs import collect  # imports the simulator
-
-    collect.collect_demos(task=task, out=path)
-
-
-LIFT = GeneratedDataset("lift", "daps_robot/Lift-v0", "lift a cube: 200 demonstrations of a scripted expert", _generate_lift)
-CAN = GeneratedDataset(
-    "can", "daps_robot/Can-v0", "carry a can from bin to bin: 200 demonstrations of a scripted expert", _generate_can
-)
-SQUARE = GeneratedDataset(
-    "square", "daps_robot/Square-v0", "put a square nut over a peg: 200 demonstrations of a scripted expert", _generate_square
+_CAN = ("daps_robot/Can-v0", "carry a can from bin to bin")
+_SQUARE = ("daps_robot/Square-v0", "put a square nut over a peg")
+LIFT = _generated("lift", "plain", "daps_robot/Lift-v0", "lift a cube")
+CAN = _generated("can", "plain", *_CAN)
+SQUARE = _generated("square", "plain", *_SQUARE)
+CAN_HUMAN = _generated("can", "human", *_CAN)
+SQUARE_HUMAN = _generated("square", "human", *_SQUARE)
+PUSHT = GeneratedDataset(
+    "pusht", PUSHT_ID, "push a T onto its mark: 206 human demonstrations, converted from pusht.npz", _convert_pusht
 )

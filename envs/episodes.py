@@ -10,7 +10,7 @@ from daps_robot.data.demo_writer import Episode
 from daps_robot.envs.registration import MAX_EPISODE_STEPS
 
 if TYPE_CHECKING:
-    from daps_robot.envs.experts import Expert
+    from daps_robot.envs.expert import Expert
     from daps_robot.envs.tasks import RobosuiteEnv
 
 HOLD_STEPS = 5

@@ -58,11 +58,12 @@ def import_robosuite() -> Any:
     return robosuite
 
 
-def build_robosuite(name: str) -> Any:
-    """A robosuite environment for one Panda with its default controller, without cameras or windows.
+def build_robosuite(name: str, actions: str = "relative") -> Any:
+    """A robosuite environment for one Panda, without cameras or windows.
 
     Args:
         name: robosuite's own name of the task, such as "Lift".
+        actions: that its own controller takes: "relative" (its default), "absolute" or "joint".
 
     Raises:
         SimulationError: robosuite is missing.
@@ -70,14 +71,18 @@ def build_robosuite(name: str) -> Any:
     robosuite = import_robosuite()
     mujoco_gl = os.environ.get("MUJOCO_GL")
     try:
-        return robosuite.make(name, seed=_MODEL_SEED, **robosuite_arguments())
+        return robosuite.make(name, seed=_MODEL_SEED, **robosuite_arguments(actions))
     finally:
         _restore("MUJOCO_GL", mujoco_gl)
 
 
-def robosuite_arguments() -> dict[str, Any]:
-    """The keyword arguments of `robosuite.make`, also written into the data sets (`env_args`)."""
-    return {
+def robosuite_arguments(actions: str = "relative") -> dict[str, Any]:
+    """The keyword arguments of `robosuite.make`, also written into the data sets (`env_args`).
+
+    robosuite's absolute poses have a rotation vector where ours have two columns of the matrix.
+    """
+    more = {} if actions == "relative" else {"controller_configs": _controller_configs(actions)}
+    return more | {
         "robots": ["Panda"],
         "has_renderer": False,
         "has_offscreen_renderer": False,
@@ -90,6 +95,21 @@ def robosuite_arguments() -> dict[str, Any]:
         "hard_reset": False,
         "renderer": "mujoco",
     }
+
+
+def _controller_configs(actions: str) -> dict[str, Any]:
+    """robosuite's default controllers of a Panda, with the arm's changed."""
+    from daps_robot.envs.control import JOINT_STIFFNESS
+
+    import_robosuite()
+    configs: dict[str, Any] = importlib.import_module("robosuite.controllers").load_composite_controller_config(robot="Panda")
+    arm = configs["body_parts"]["right"]
+    arm["input_type"] = "absolute"
+    if actions == "absolute":
+        arm["input_ref_frame"] = "world"
+    else:
+        arm |= {"type": "JOINT_POSITION", "kp": JOINT_STIFFNESS, "output_max": 0.05, "output_min": -0.05}
+    return configs
 
 
 def _import_mujoco() -> Any:

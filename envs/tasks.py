@@ -12,8 +12,10 @@ They are taken after the control step, from the state that the next action start
 it replays states (robosuite's own `step` returns those of 48 ms earlier).
 
 Actions are (7) in [-1, 1]: the move of the hand in units of 5 cm and 0.5 rad (a rotation vector), and the gripper (-1 opens,
-+1 closes). The reward is 1 where the task is solved, else 0. `terminated` is always False, so that the time after success can
-be seen; stop at `info["success"]`, which is there after every reset and step.
++1 closes). `actions="absolute"` takes (10) instead, goal poses in the world, and `actions="joint"` (8), goal angles of the joints
+(see `control.CONTROLLERS`); the states of one can be set in another. The reward is 1 where the task is solved, else 0.
+`terminated` is always False, so that the time after success can be seen; stop at `info["success"]`, which is there after every
+reset and step.
 """
 
 from __future__ import annotations
@@ -26,12 +28,13 @@ import numpy as np
 from gymnasium import spaces
 from jaxtyping import Float, UInt8
 
-from daps_robot.envs.control import ArmController
+from daps_robot.envs.control import CONTROLLERS, ArmController
+from daps_robot.envs.registration import env_id_of
 from daps_robot.envs.simulator import CONTROL_FREQUENCY, ROBOSUITE_VERSION, build_robosuite, robosuite_arguments
 from daps_robot.errors import SimulationError
 
 if TYPE_CHECKING:
-    from daps_robot.envs.experts import Expert
+    from daps_robot.envs.expert import Expert
 
 Observation = dict[str, np.ndarray]
 
@@ -39,10 +42,12 @@ Observation = dict[str, np.ndarray]
 class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
     """A robosuite task whose start state depends on the seed alone, and whose whole state can be copied and put back.
 
-    robosuite builds the model and draws the start states; the control loop is `ArmController`, which gives the same
+    robosuite builds the model and draws the start states; the control loop is an `ArmController`, which gives the same
     trajectories in a fraction of the time.
 
     Attributes:
+        actions: "relative", "absolute" or "joint".
+        controller: that takes them.
         model_xml: the MuJoCo model, as robomimic's data sets store it.
         start_seed: what the present episode was seeded with.
     """
@@ -53,26 +58,30 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
     _body: ClassVar[str]
     _object_size: ClassVar[int]
 
-    def __init__(self, render_mode: str | None = None) -> None:
+    def __init__(self, render_mode: str | None = None, actions: str = "relative") -> None:
         """Builds the model (half a second).
 
         Args:
             render_mode: "rgb_array" or None.
+            actions: how actions are written down: "relative", "absolute" or "joint".
 
         Raises:
-            SimulationError: robosuite is not installed, or the render mode is not known.
+            SimulationError: robosuite is not installed, or the render mode or the actions are not known.
         """
         if render_mode not in (None, "rgb_array"):
             raise SimulationError(f"render_mode {render_mode!r} is not known; use 'rgb_array' or None.")
-        self.render_mode = render_mode
+        if actions not in CONTROLLERS:
+            raise SimulationError(f"actions={actions!r} is not known; use one of {', '.join(CONTROLLERS)}.")
+        self.render_mode, self.actions = render_mode, actions
         sizes = {"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2, "object": self._object_size}
         self.observation_space = spaces.Dict(
             {key: spaces.Box(-np.inf, np.inf, (size,), np.float32) for key, size in sizes.items()}
         )
-        self.action_space = spaces.Box(-1.0, 1.0, (7,), np.float32)
         self.start_seed: int | None = None
         self._camera: Any = None
         self._build()
+        low, high = self.controller.low, self.controller.high
+        self.action_space = spaces.Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)
 
     def _build(self) -> None:
         """(Re)creates model, data and controller."""
@@ -86,8 +95,8 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
         self._mujoco = mujoco
         self._model, self._data = self._suite.sim.model._model, self._suite.sim.data._data
         robot = self._suite.robots[0]
-        self._controller = ArmController(robot, self._model, self._data)
-        self._simulator_steps = int(self._suite.control_timestep / self._suite.model_timestep)
+        simulator_steps = int(self._suite.control_timestep / self._suite.model_timestep)
+        self.controller: ArmController = CONTROLLERS[self.actions](robot, self._model, self._data, simulator_steps)
         self._state_kind = mujoco.mjtState.mjSTATE_INTEGRATION
         self._state_size = mujoco.mj_stateSize(self._model, self._state_kind)
         # Views of MuJoCo's arrays, which stay where they are for the life of `_data`.
@@ -146,22 +155,22 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
         self._mujoco.mj_resetData(self._model, self._data)
         self._data.time, self._data.qpos[:], self._data.qvel[:] = time[0], qpos, qvel
         self._mujoco.mj_forward(self._model, self._data)
-        self._controller.reset()
+        self.controller.reset()
         self._steps = 0
 
     def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """One control step, 50 ms.
 
         Args:
-            action: (7,), clipped to [-1, 1].
+            action: (a,); relative ones are clipped to [-1, 1].
 
         Raises:
-            SimulationError: the action has another shape, or is not finite.
+            SimulationError: the action has another shape, is not finite, or no rotation can be made of it.
         """
-        action = np.asarray(action, np.float64)
-        if action.shape != (7,) or not np.isfinite(action).all():
-            raise SimulationError(f"{self.robosuite_name} takes 7 finite numbers as action, got {action!r}.")
-        self._controller.step(action, self._simulator_steps)
+        action, size = np.asarray(action, np.float64), len(self.controller.units)
+        if action.shape != (size,) or not np.isfinite(action).all():
+            raise SimulationError(f"{self.robosuite_name} takes {size} finite numbers as {self.actions} action, got {action!r}.")
+        self.controller.step(action)
         self._mujoco.mj_kinematics(self._model, self._data)
         self._steps += 1
         success = self.success()
@@ -182,8 +191,8 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
         return {
             "task": self.robosuite_name,
             "physics": physics,
-            "posture": self._controller.posture.copy(),
-            "fingers": self._controller.fingers.copy(),
+            "posture": self.controller.posture.copy(),
+            "fingers": self.controller.fingers.copy(),
             "steps": self._steps,
             "start_seed": self.start_seed,
         }
@@ -200,36 +209,52 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
             raise SimulationError(f"A state of {state['task']} cannot be put into {self.robosuite_name}.")
         self._mujoco.mj_setState(self._model, self._data, state["physics"], self._state_kind)
         self._mujoco.mj_kinematics(self._model, self._data)
-        self._controller.posture, self._controller.fingers = state["posture"].copy(), state["fingers"].copy()
+        self.controller.posture, self.controller.fingers = state["posture"].copy(), state["fingers"].copy()
         self._steps, self.start_seed = state["steps"], state["start_seed"]
         return self._observe()
+
+    def positions(self) -> tuple[Float[np.ndarray, " 3"], Float[np.ndarray, " 3"]]:
+        """Of the point between the fingers and of the object, in metres in the world."""
+        return self._eef_pos.copy(), self._object_pos.copy()
 
     def flat_state(self) -> Float[np.ndarray, " s"]:
         """The flattened MuJoCo state (time, qpos, qvel), as robomimic's data sets store it."""
         return np.concatenate([[self._data.time], self._data.qpos, self._data.qvel])
 
+    def from_relative(self, action: Float[np.ndarray, " 7"]) -> Float[np.ndarray, " a"]:
+        """This environment's action that does in the present state what a relative one would.
+
+        An absolute one does just that. One of joint angles leads to nearly the same place (the arm's stiffness is another), which
+        a step in relative actions, taken and taken back, finds out.
+        """
+        return self.controller.from_relative(np.asarray(action, np.float64))
+
     @classmethod
-    def env_args(cls) -> dict[str, Any]:
+    def env_args(cls, actions: str = "relative") -> dict[str, Any]:
         """What robomimic's data sets say of their environment, with this environment's Gymnasium id beside it."""
+        more = {} if actions == "relative" else {"actions": actions, "action_units": list(CONTROLLERS[actions].units)}
         return {
             "env_name": cls.robosuite_name,
             "env_version": ROBOSUITE_VERSION,
             "type": 1,
-            "env_kwargs": robosuite_arguments(),
-            "gymnasium_id": cls.env_id,
+            "env_kwargs": robosuite_arguments(actions),
+            "gymnasium_id": env_id_of(cls.env_id, actions),
+            **more,
         }
 
-    def make_expert(self, noise: float = 0.0, seed: int = 0, nudges: float = 0.0) -> Expert:
-        """The scripted expert for this task.
+    def make_expert(self, noise: float = 0.0, seed: int = 0, nudges: float = 0.0, style: str = "plain") -> Expert:
+        """The scripted expert for this task; it answers with this environment's actions, for the state that it is in.
 
         Args:
-            noise: standard deviation of the Gaussian noise on the six arm actions, in action units.
-            seed: of noise and nudges.
+            noise: standard deviation of the Gaussian noise on the six arm actions, in units of the relative action.
+            seed: of noise, nudges and style.
             nudges: chance that a step begins a nudge (see `Expert`).
+            style: "plain" or "human" (see `styles.STYLES`).
         """
         from daps_robot.envs.experts import EXPERTS
 
-        return EXPERTS[self.robosuite_name](noise=noise, seed=seed, nudges=nudges)
+        translate = None if self.actions == "relative" else self.from_relative
+        return EXPERTS[self.robosuite_name](noise=noise, seed=seed, nudges=nudges, style=style, translate=translate)
 
     def render(self) -> UInt8[np.ndarray, "256 256 3"] | None:  # type: ignore[override]
         """A 256 × 256 RGB picture from the camera "agentview", or None without a render mode.

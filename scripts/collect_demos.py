@@ -19,9 +19,11 @@ class Arguments:
     task: str = "lift"
     """lift, can or square."""
     out: Path | None = None
-    """File to write; data/<task>.hdf5 by default."""
+    """File to write; data/<task>.hdf5 by default, data/<task>-human.hdf5 for the style human."""
     demos: int = 200
     """Number of successful demonstrations."""
+    style: str = "plain"
+    """plain, or human: pauses, detours, several grasps and speeds, grasps that miss and things that slip."""
     noise: float | None = None
     """Standard deviation of the noise on the arm's actions, in action units (the task's own by default)."""
     nudges: float | None = None

@@ -17,10 +17,14 @@ from daps_robot.data.catalog import find_file
 
 ROOT = Path(__file__).parents[1]
 TRAIN = ["--overwrite", "--max-steps", "12", "--batch-size", "8", "--eval-every", "6", "--no-tensorboard"]
+STUDY = ["--seeds", "1", "--episodes", "2", "--ceiling-episodes", "2", "--max-steps", "16", "--budget", "0.004"]
 SMALL = {
     "collect_demos.py": ["--demos", "6"],
+    "convert_actions.py": [],
     "train_action_vae.py": [*TRAIN, "--warm-start-steps", "6", "--width", "16", "--layers", "1"],
+    "inspect_data.py": [],
     "distill_policy.py": [*TRAIN, "--width", "16", "--layers", "1"],
+    "train_policy.py": [*TRAIN, "--width", "16", "--layers", "1"],
     "evaluate.py": ["--episodes", "2", "--ceiling-episodes", "2", "--videos", "0", "--max-steps", "16", "--slots", "2"],
     "benchmark.py": ["--steps", "1"],
     "train_image_tokenizer.py": [*TRAIN, "--warm-start-steps", "6", "--validate-on", "8"],
@@ -30,6 +34,8 @@ SMALL = {
     "decode_images.py": [],
     "ablate.py": ["--preset", "test", "--draws", "2", "--seeds", "1", "--max-steps", "5"],
     "compare_codes.py": TRAIN[1:],
+    "leaderboard.py": [*STUDY, "--policies", "fsq", "regression", "--last", "1"],
+    "sweep.py": [*STUDY, "--policies", "fsq", "--values", "2"],
     "compare_estimators.py": ["--preset", "test", "--seeds", "1", "--estimators", "daps", "fsq"],
 }
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from daps_robot.commands.compare_estimators import CompareEstimators, results_folder, run_variants
+from daps_robot.commands.compare_estimators import CompareEstimators, run_variants
 from daps_robot.commands.one_run import BudgetName
+from daps_robot.commands.pieces import results_folder
 from daps_robot.commands.train_action_vae import ChunkTokenizerConfig
 from daps_robot.config import save_json
 from daps_robot.errors import ConfigError
@@ -87,7 +88,7 @@ class Ablate:
         study: trust-region, ess-target, samples, beta, encoder, warm-start or straight-through, on data; or on a
             toy gradient, the bias and the noise of each estimator's update against the exact gradient, and toy, how near each
             comes to the optimum.
-        dataset: a name of the catalogue, a robomimic HDF5 file, mnist-10k, mnist or cifar10.
+        dataset: a name of the catalogue, a robomimic HDF5 file, a LeRobot folder, mnist-10k, mnist or cifar10.
         seeds: runs of each variant; one screens, three are for claims.
         preset: as compare_estimators.py has it.
         name: of the ablation; by default the study's.
@@ -201,5 +202,5 @@ def toy_study(config: Ablate) -> list[JSON]:
 
 
 def save(config: Ablate, rows: list[JSON]) -> list[JSON]:
-    save_json(rows, results_folder(config.results_name) / "results.json")
+    save_json(rows, results_folder("compare", config.results_name) / "results.json")
     return rows

@@ -30,7 +30,7 @@ from daps_robot.estimators import ESTIMATORS
 from daps_robot.estimators.parts import part_size_for
 from daps_robot.estimators.score import decoder_update, encoder_update
 from daps_robot.models.code_model import CodeModel
-from daps_robot.models.policy import LatentPolicy
+from daps_robot.models.policies import load_policy
 from daps_robot.models.tokenizer import Inputs, Tokenizer
 from daps_robot.presets import Preset, preset
 from daps_robot.rollout.evaluate import evaluate
@@ -221,7 +221,7 @@ def time_parts(tokenizer: Tokenizer, gather: Callable[[int], Inputs], config: Tr
         z = tokenizer.draw(memory, torch.rand(len(inputs.x), 8, positions, device=config.device))
         watch.lap("sampling_ms")
         part = part_size_for(z.codes)
-        encoder_update(posterior, torch.ones_like(z.log_prob), z.codes, memory, part).backward()
+        encoder_update(posterior, torch.ones_like(z.log_prob[..., 0]), z.codes, memory, part).backward()
         watch.lap("encoder_ms")
         decoder_update(tokenizer, z.codes, inputs, part)[0].backward()
         watch.lap("decoder_ms")
@@ -272,10 +272,10 @@ def matmul_ms(device: str, size: int = 2048) -> float:
 
 
 def time_policy(config: Policy) -> JSON:
-    """Latency of `policy.plan`: normalisation, codes, decoding, actions."""
-    policy = LatentPolicy.from_pretrained((config.policy or newest_run("policy", None)) / "model")
+    """Latency of `policy.plan`: everything from observations to actions."""
+    policy = load_policy((config.policy or newest_run("policy", None)) / "model")
     rng = np.random.default_rng(0)
-    observations = rng.standard_normal((64, policy.history, policy.config.front_end.channels)).astype(np.float32)
+    observations = rng.standard_normal((64, policy.history, policy.observation_dim)).astype(np.float32)
     latency = plan_latency(policy, observations, n=config.decisions)
     batch = PlanRequest(np.repeat(observations[:1], 20, axis=0), np.arange(20))
     watch = Stopwatch("cpu")
@@ -294,14 +294,14 @@ def time_policy(config: Policy) -> JSON:
 
 def time_rollout(config: Rollout) -> JSON:
     """What policy and bookkeeping add to the bare simulator's time."""
-    policy = LatentPolicy.from_pretrained((config.policy or newest_run("policy", None)) / "model")
+    policy = load_policy((config.policy or newest_run("policy", None)) / "model")
     shipped = RolloutConfig()
     played = evaluate(
         config.env,
         policy,
         first_seed=shipped.first_seed,
         episodes=config.episodes,
-        execute=shipped.execute,
+        execute=policy.execute,
         slots=shipped.slots,
         workers=config.workers,
         progress=False,

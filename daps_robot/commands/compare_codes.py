@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from daps_robot.commands import distill_policy
@@ -75,11 +75,11 @@ def measured(folder: Path, config: CompareCodes) -> JSON:
     """Distil, or take the policy that is there; the row."""
     job = from_json(OneRun, load_json(folder / "job.json"))
     out = folder / f"policy-{config.codes}"
-    metrics = distill_policy.run(
-        DistillPolicy(job.dataset, folder, out, out.exists(), codes=config.codes, policy=config.policy, trainer=config.trainer)
-    )
+    demos = read_demos(Path(job.dataset))
+    command = DistillPolicy(job.dataset, folder, out, out.exists(), codes=config.codes, env=demos.env_id or "none")
+    metrics = distill_policy.run(replace(command, policy=config.policy, trainer=config.trainer))
     policy = LatentPolicy.from_pretrained(out / "model")
-    _, valid = split(read_demos(Path(job.dataset), policy.obs_keys), policy.horizon, policy.history)
+    _, valid = split(demos, policy.horizon, policy.history)
     errors = [metrics[f"rmse/{i}"] for i in range(policy.action_dim)]
     row: JSON = {
         "estimator": job.label,

@@ -7,22 +7,20 @@ first, the estimators taking turns: nothing else should be running then, while t
 
 from __future__ import annotations
 
-import csv
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from daps_robot.commands.one_run import BUDGETS, PICTURES, BudgetName, OneRun
+from daps_robot.commands.pieces import result_of, results_folder, save_results, start_process
 from daps_robot.commands.train_action_vae import ChunkTokenizerConfig
-from daps_robot.config import differences, from_json, load_json, save_json, to_json
+from daps_robot.config import from_json, load_json, save_json
 from daps_robot.data.catalog import dataset_name, fetch
-from daps_robot.errors import ConfigError, DapsRobotError
+from daps_robot.errors import ConfigError
 from daps_robot.estimators import ESTIMATORS
 from daps_robot.models.blocks import TransformerConfig
 from daps_robot.models.code_model import CodeModelConfig
@@ -37,14 +35,17 @@ from daps_robot.types import JSON
 ROUNDS = 3
 """In which paces are measured."""
 
+ONE_RUN = "daps_robot.commands.one_run"
+
 
 @dataclass(frozen=True)
 class CompareEstimators:
     """Compare estimators at equal bits: a table with intervals, CSV, JSON and a page with curves.
 
     Attributes:
-        dataset: a name of the catalogue, a robomimic HDF5 file, or mnist-10k, mnist or cifar10, which have networks of their own.
-        estimators: their names, or "all".
+        dataset: a name of the catalogue, a robomimic HDF5 file, a LeRobot folder, or mnist-10k, mnist or cifar10, which have
+            networks of their own.
+        estimators: their names, or "all" that share their networks.
         seeds: runs of each, from seed 0 on; a claim of quality needs three.
         preset: "small" explores (about a minute a run), "claim" trains for three minutes or longer, "mnist" is the budget
             of the MNIST protocol (3000 steps of 64), "cifar10" that of two processor cores (2000 of 32), "test" tests.
@@ -70,7 +71,8 @@ class CompareEstimators:
 
 def run(config: CompareEstimators) -> list[JSON]:
     """All runs that are not there yet, then the table; one object per estimator and seed."""
-    names = sorted(ESTIMATORS) if "all" in config.estimators else list(dict.fromkeys(config.estimators))
+    shared = [name for name in sorted(ESTIMATORS) if not ESTIMATORS[name].own_networks]
+    names = shared if "all" in config.estimators else list(dict.fromkeys(config.estimators))
     return run_variants(config, {name: (name, {}) for name in names})
 
 
@@ -79,19 +81,16 @@ def run_variants(config: CompareEstimators, variants: Mapping[str, tuple[str, JS
     for name, overrides in variants.values():
         check(name, overrides, config)  # a wrong name or budget costs nothing yet
     path = config.dataset if config.dataset in PICTURES else str(fetch(config.dataset))
-    out = results_folder(config.name or f"{dataset_name(config.dataset)}-{config.preset}")
+    out = results_folder("compare", config.name or f"{dataset_name(config.dataset)}-{config.preset}")
     budget, started, results = BUDGETS[config.preset], time.perf_counter(), []
     budget = replace(budget, lr=budget.lr if config.lr is None else config.lr)
     of = {label: OneRun(path, label, *variant, 0, budget, config.tokenizer) for label, variant in variants.items()}
     paces = measure_paces(out, of) if budget.minutes else {}
     jobs = [replace(of[label], seed=seed, pace=paces.get(label)) for seed in range(config.seeds) for label in variants]
     for done, job in enumerate(jobs):
-        folder = out / f"{job.label}-{job.seed}"
-        if not finished(folder, job):
-            elapsed = time.perf_counter() - started
-            print(f"[{done + 1}/{len(jobs)}] {job.label}, seed {job.seed}  ({elapsed / 60:.0f} min so far)", flush=True)
-            start_process("run_one_file", folder, job)
-        results.append(load_json(folder / "result.json"))
+        elapsed = time.perf_counter() - started
+        print(f"[{done + 1}/{len(jobs)}] {job.label}, seed {job.seed}  ({elapsed / 60:.0f} min so far)", flush=True)
+        results.append(result_of(f"{ONE_RUN}:run_one_file", out / f"{job.label}-{job.seed}", job))
     save_results(out, results)
     exploratory = config.preset in ("small", "test") or config.seeds < 3
     page = write_comparison(out, results, exploratory)
@@ -99,13 +98,6 @@ def run_variants(config: CompareEstimators, variants: Mapping[str, tuple[str, JS
     if config.json:
         print(json.dumps(results))
     return results
-
-
-def results_folder(name: str) -> Path:
-    """Where the results of a comparison or an ablation of that name go; made if need be."""
-    out = Path("runs") / "compare" / name
-    out.mkdir(parents=True, exist_ok=True)
-    return out
 
 
 def check(name: str, overrides: JSON, config: CompareEstimators) -> None:
@@ -125,6 +117,7 @@ def chunk_networks(size: ChunkTokenizerConfig) -> TokenizerConfig:
         codes=CodeModelConfig(size.positions, size.vocabulary, size.autoregressive, transformer),
         front_end=ChunkFrontEndConfig(size.horizon, 1, min(size.positions, size.horizon), transformer),
         decoder=ChunkDecoderConfig(size.horizon, 1, transformer=transformer),
+        nested_dropout=size.nested_dropout,
     )
 
 
@@ -138,46 +131,10 @@ def measure_paces(out: Path, of: Mapping[str, OneRun]) -> dict[str, Pace]:
         for label in missing:
             print(f"measuring paces, round {i + 1} of {ROUNDS}: {label}", flush=True)
             with tempfile.TemporaryDirectory() as folder:
-                start_process("pace_file", Path(folder), of[label])
+                start_process(f"{ONE_RUN}:pace_file", Path(folder), of[label])
                 rounds[label].append(from_json(Pace, load_json(Path(folder) / "pace.json")))
     for label, found in rounds.items():
         warm_ms, step_ms = (statistics.median(getattr(pace, name) for pace in found) for name in ("warm_ms", "step_ms"))
         known[label] = Pace(found[0].warm_steps, warm_ms, step_ms)
     save_json(known, path)
     return {label: known[label] for label in of}
-
-
-def start_process(function: str, folder: Path, job: OneRun) -> None:
-    """Call a function of `one_run` in a process of its own, so that its peak memory is its own."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_json(job, folder / "job.json")
-    code = f"import sys; from daps_robot.commands.one_run import {function}; {function}(sys.argv[1])"
-    ended = subprocess.run([sys.executable, "-c", code, str(folder)], stderr=subprocess.PIPE, text=True)
-    if ended.returncode:
-        last = ended.stderr.strip().splitlines()[-1:] or [f"exit status {ended.returncode}"]
-        raise DapsRobotError(f"{job.label}, seed {job.seed}: {last[0]} (in {folder}; the finished runs are kept)")
-
-
-def finished(folder: Path, job: OneRun) -> bool:
-    """Whether the result of this very job lies in a folder.
-
-    Raises:
-        ConfigError: the result there is of another job.
-    """
-    if not (folder / "result.json").is_file():
-        return False
-    changed = differences(load_json(folder / "job.json"), to_json(job))
-    if changed:
-        raise ConfigError(f"{folder} holds a run with other settings ({'; '.join(changed[:3])}): choose another --name")
-    return True
-
-
-def save_results(out: Path, results: Sequence[JSON]) -> None:
-    """results.json and results.csv, one row a run."""
-    save_json(list(results), out / "results.json")
-    temporary = out / "results.csv.tmp"
-    with temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(results[0]))
-        writer.writeheader()
-        writer.writerows(results)
-    temporary.replace(out / "results.csv")

@@ -6,22 +6,25 @@ import glob
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from daps_robot import parallel
-from daps_robot.commands.train_action_vae import split
+from daps_robot.commands.train_action_vae import rollout_env, split
 from daps_robot.config import load_json, save_json
 from daps_robot.data.catalog import dataset_name, fetch
-from daps_robot.data.demos import read_demos
+from daps_robot.data.demos import DemoSet, read_demos
 from daps_robot.data.normalize import Scaler
-from daps_robot.errors import CheckpointError
+from daps_robot.data.rotations import expand_quaternions
+from daps_robot.errors import CheckpointError, ConfigError, DataError
+from daps_robot.models.action_tokenizer import load_tokenizer
 from daps_robot.models.blocks import TransformerConfig
 from daps_robot.models.code_model import CodeModelConfig
 from daps_robot.models.frontends import ChunkFrontEndConfig, ObservationFrontEndConfig
 from daps_robot.models.policy import LatentPolicy, PolicyConfig
-from daps_robot.models.tokenizer import Tokenizer
+from daps_robot.models.tokenizer import TokenizerConfig
 from daps_robot.training.distill import CodeSource, DistillObjective
 from daps_robot.training.objective import TrainerConfig
 from daps_robot.training.optimizer import OptimizerConfig
@@ -38,6 +41,7 @@ class LatentPolicyConfig:
         layers: encoder and decoder layers, each.
         heads: attention heads.
         autoregressive: condition each code on those before it.
+        offset_head: add a predicted offset to the decoded chunk, as VQ-BeT does.
     """
 
     history: int = 2
@@ -45,6 +49,7 @@ class LatentPolicyConfig:
     layers: int = 2
     heads: int = 4
     autoregressive: bool = True
+    offset_head: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,13 +57,17 @@ class DistillPolicy:
     """Distil a policy that predicts the tokenizer's codes from observations.
 
     Attributes:
-        dataset: a name of the catalogue or a robomimic HDF5 file; by default the one that the tokenizer was trained on.
+        dataset: a name of the catalogue, a robomimic HDF5 file or a LeRobot folder; by default the one that the tokenizer was
+            trained on.
         tokenizer: directory of a tokenizer's run; by default the newest (of the data set, if one is named).
         out: directory of the run; by default `policy` beside the tokenizer's.
         resume: go on with an interrupted run in that directory.
         overwrite: throw a run away that is in that directory.
         codes: learn from codes sampled from q(z|x), or from its most likely ones.
         obs_keys: observation keys; by default the low-dimensional ones of the file.
+        obs_rotation: let the networks see the keys that end in _quat as 6-D rotations, which know no sign and no jumps.
+        env: Gymnasium id to roll out in, or "none"; by default what the tokenizer was trained with, else what the data set names.
+        demonstrations: learn from so many of the training split, drawn by the seed; by default from all.
         policy: the networks.
         trainer: how long and on what.
     """
@@ -70,6 +79,9 @@ class DistillPolicy:
     overwrite: bool = False
     codes: CodeSource = "sampled"
     obs_keys: tuple[str, ...] = ()
+    obs_rotation: Literal["as-recorded", "6d"] = "as-recorded"
+    env: str | None = None
+    demonstrations: int | None = None
     policy: LatentPolicyConfig = field(default_factory=LatentPolicyConfig)
     trainer: TrainerConfig = field(
         default_factory=lambda: TrainerConfig(
@@ -85,18 +97,22 @@ def run(config: DistillPolicy) -> dict[str, float]:
     started = time.perf_counter()
     name = dataset_name(config.dataset) if config.dataset else None
     tokenizer_run = config.tokenizer or newest_run("tokenizer", name)
-    tokenizer = Tokenizer.from_pretrained(tokenizer_run / "model")
+    tokenizer = load_tokenizer(tokenizer_run / "model")
     dataset = config.dataset or run_description(tokenizer_run)["dataset"]["path"]
-    demos = read_demos(fetch(dataset), config.obs_keys or None)
-    chunk = tokenizer.config.front_end
-    if not isinstance(chunk, ChunkFrontEndConfig) or demos.demos[0].actions.shape[1] != chunk.channels:
+    demos = read_demos(fetch(dataset), config.obs_keys or None).fewer(config.demonstrations, config.trainer.seed)
+    config = replace(config, env=config.env or env_of(tokenizer_run))
+    rollout_env(demos, config.env)
+    if isinstance(tokenizer.config, TokenizerConfig) and not isinstance(tokenizer.config.front_end, ChunkFrontEndConfig):
+        raise CheckpointError(f"the tokenizer in {tokenizer_run} is one of pictures: a policy needs one of action chunks")
+    if demos.demos[0].actions.shape[1] != tokenizer.action_dim:
         raise CheckpointError(
-            f"the tokenizer in {tokenizer_run} encodes actions of {chunk.channels} dimensions, "
+            f"the tokenizer in {tokenizer_run} encodes actions of {tokenizer.action_dim} dimensions, "
             f"{demos.path} has {demos.demos[0].actions.shape[1]}: train a tokenizer on this data set"
         )
     out = config.out or tokenizer_run.parent / "policy"
-    train, valid = split(demos, chunk.horizon, config.policy.history)
-    observations = train.observations.numpy()
+    train, valid = split(demos, tokenizer.horizon, config.policy.history)
+    quaternions = quaternion_columns(demos) if config.obs_rotation == "6d" else ()
+    observations = expand_quaternions(train.observations, quaternions).numpy()
     torch.manual_seed(config.trainer.seed)
     codes, size = tokenizer.config.codes, config.policy
     transformer = TransformerConfig(size.width, size.heads, size.layers)
@@ -105,6 +121,8 @@ def run(config: DistillPolicy) -> dict[str, float]:
         obs_keys=demos.obs_keys,
         front_end=ObservationFrontEndConfig(size.history, observations.shape[1], transformer=transformer),
         codes=CodeModelConfig(codes.positions, codes.vocabulary, size.autoregressive, transformer),
+        offset_head=size.offset_head,
+        quaternions=quaternions,
     )
     policy = LatentPolicy(networks, tokenizer, Scaler.fit(observations))
     print(f"distilling the tokenizer of {tokenizer_run} on {len(train)} windows of {demos.path}", flush=True)
@@ -119,7 +137,33 @@ def run(config: DistillPolicy) -> dict[str, float]:
         save_json({"policy": time.perf_counter() - started}, out / "timing.json")
     accuracy = " ".join(f"{metrics[f'accuracy/{i}']:.2f}" for i in range(codes.positions))
     print(f"validation: {metrics['nll']:.2f} nats a chunk, accuracy per position {accuracy}; policy in {out}")
+    if "malformed" in metrics:
+        print(f"{metrics['malformed']:.1%} of its most likely code sequences would not have decoded with the published FAST")
     return metrics
+
+
+def quaternion_columns(demos: DemoSet) -> tuple[int, ...]:
+    """Where, in the observations side by side, the quaternions of the keys that end in _quat begin.
+
+    Raises:
+        ConfigError: there is no such key, or one has other than four columns.
+        DataError: what stands there are no unit quaternions.
+    """
+    starts, column = [], 0
+    for key, size in demos.obs_dims.items():
+        if key.endswith("_quat"):
+            if size != 4:
+                raise ConfigError(f"{demos.path}: '{key}' has {size} columns, where --obs-rotation 6d needs a quaternion's four")
+            starts.append(column)
+            for demo in demos.demos:
+                off = abs(np.linalg.norm(demo.obs[key], axis=1) - 1) > 0.01
+                if off.any():
+                    raise DataError(f"{demos.path}: {demo.name}: '{key}' is no unit quaternion at step {int(np.argmax(off))}.")
+        column += size
+    if not starts:
+        keys = ", ".join(demos.obs_keys)
+        raise ConfigError(f"--obs-rotation 6d is for keys that end in _quat; those read from {demos.path} are {keys}")
+    return tuple(starts)
 
 
 def newest_run(kind: str, name: str | None, root: Path = Path("runs")) -> Path:
@@ -133,6 +177,15 @@ def newest_run(kind: str, name: str | None, root: Path = Path("runs")) -> Path:
         script = {"tokenizer": "train_action_vae.py", "policy": "distill_policy.py"}[kind]
         raise CheckpointError(f"no trained {kind} under {root / (name or '*')}: run scripts/{script} first, or pass --{kind}")
     return max(runs, key=lambda path: path.stat().st_mtime).parent
+
+
+def env_of(directory: Path) -> str | None:
+    """The --env that a run was trained with, if any."""
+    path = directory / "config.json"
+    description = load_json(path) if path.is_file() else None
+    command = description.get("command") if isinstance(description, dict) else None
+    env = command.get("env") if isinstance(command, dict) else None
+    return env if isinstance(env, str) else None
 
 
 def run_description(directory: Path) -> dict[str, Any]:

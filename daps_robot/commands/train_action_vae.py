@@ -16,15 +16,20 @@ from daps_robot.config import save_json
 from daps_robot.data.catalog import dataset_name, fetch
 from daps_robot.data.chunks import ChunkDataset
 from daps_robot.data.demos import DemoSet, read_demos
+from daps_robot.data.env_args import env_differences, named_env
 from daps_robot.data.normalize import Scaler, near_binary
-from daps_robot.errors import DataError
-from daps_robot.estimators import ESTIMATORS, DAPSConfig, EstimatorConfig
+from daps_robot.errors import ConfigError, DataError
+from daps_robot.estimators import ESTIMATORS, DAPSConfig, Estimator, EstimatorConfig
+from daps_robot.estimators.fitted import FITTED
+from daps_robot.models.action_tokenizer import ActionTokenizer
 from daps_robot.models.blocks import TransformerConfig
 from daps_robot.models.code_model import CodeModelConfig
 from daps_robot.models.decoders import ChunkDecoderConfig
 from daps_robot.models.frontends import ChunkFrontEndConfig
 from daps_robot.models.likelihoods import LikelihoodConfig
 from daps_robot.models.tokenizer import Tokenizer, TokenizerConfig
+from daps_robot.registry import unknown_name
+from daps_robot.training.fitted import save_fitted
 from daps_robot.training.objective import TrainerConfig
 from daps_robot.training.optimizer import OptimizerConfig
 from daps_robot.training.tokenizer import TokenizerObjective
@@ -43,8 +48,9 @@ class ChunkTokenizerConfig:
         layers: encoder and decoder layers of the posterior, each.
         autoregressive: condition each code on those before it.
         variance: of the Gaussian likelihood, in normalised units squared (action noise of .1 in units of .25).
-        scaling: one scale for all continuous action dimensions (common units), or one for each.
+        scaling: one scale for all continuous action dimensions (of one unit, where the data set says its units), or one for each.
         condition_decoder: let the decoder see the observation at which a chunk starts.
+        nested_dropout: order the codes, so that any prefix of them decodes.
     """
 
     horizon: int = 16
@@ -56,6 +62,7 @@ class ChunkTokenizerConfig:
     variance: float = 0.16
     scaling: Literal["shared", "per-dimension"] = "shared"
     condition_decoder: bool = False
+    nested_dropout: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,12 +70,17 @@ class TrainActionVAE:
     """Train a tokenizer of action chunks on demonstrations.
 
     Attributes:
-        dataset: a name of the catalogue (generated where it is not there yet) or a robomimic HDF5 file.
+        dataset: a name of the catalogue (generated or downloaded where it is not there yet), a robomimic HDF5 file or the folder
+            of a LeRobotDataset v3.
         out: directory of the run; by default runs/<data set>/tokenizer.
         resume: go on with an interrupted run in that directory.
         overwrite: throw a run away that is in that directory.
         obs_keys: observation keys; by default the low-dimensional ones of the file.
-        estimator: how the encoder learns through the codes; with --help after it, its settings.
+        env: Gymnasium id of the environment that a policy is to be rolled out in, or "none"; by default the one that the data
+            set names, which must then be the one that the demonstrations were recorded in.
+        demonstrations: learn from so many of the training split, drawn by the seed; by default from all.
+        estimator: how the encoder learns through the codes, or a tokenizer without networks (bins, fast), which is fitted in
+            one go; with --help after it, its settings.
         tokenizer: the networks.
         settings: of the estimator.
         trainer: how long and on what.
@@ -79,6 +91,8 @@ class TrainActionVAE:
     resume: bool = False
     overwrite: bool = False
     obs_keys: tuple[str, ...] = ()
+    env: str | None = None
+    demonstrations: int | None = None
     estimator: str = "daps"
     tokenizer: ChunkTokenizerConfig = field(default_factory=ChunkTokenizerConfig)
     settings: EstimatorConfig = field(default_factory=DAPSConfig)
@@ -90,38 +104,62 @@ class TrainActionVAE:
     def default(cls, arguments: Sequence[str]) -> TrainActionVAE:
         """What the command line changes: the settings are those of the estimator that it names."""
         name = given(arguments, "--estimator") or cls.estimator
-        return cls(estimator=name, settings=ESTIMATORS[name].configure())
+        return cls(estimator=name, settings=FITTED[name].settings() if name in FITTED else named_estimator(name).configure())
 
 
 def run(config: TrainActionVAE) -> dict[str, float]:
     """Train; the metrics of the best validation. The tokenizer lies in <out>/model."""
     started = time.perf_counter()
-    estimator_class = ESTIMATORS[config.estimator]
+    if config.estimator not in FITTED:
+        named_estimator(config.estimator)  # a wrong name costs nothing yet
     path = fetch(config.dataset)
     fetched = time.perf_counter()
-    demos = read_demos(path, config.obs_keys or None)
+    demos = read_demos(path, config.obs_keys or None).fewer(config.demonstrations, config.trainer.seed)
+    rollout_env(demos, config.env)
     out = config.out or Path("runs") / dataset_name(config.dataset) / "tokenizer"
     train, valid = split(demos, config.tokenizer.horizon)
     torch.manual_seed(config.trainer.seed)
-    tokenizer = build_tokenizer(config, train, demos.obs_keys)
-    estimator = estimator_class(tokenizer, config.settings, config.trainer.max_steps)
-    print(
-        f"{config.estimator} on {demos.path}: {len(train)} windows of {len(demos.train)} demonstrations, "
-        f"{len(valid)} of {len(demos.valid)} held out; {tokenizer.bits:.1f} bits a chunk of {config.tokenizer.horizon}",
-        flush=True,
-    )
-    objective = TokenizerObjective(tokenizer, estimator, valid)
     command = replace(config, out=None, resume=False, overwrite=False)  # how it is called is no part of what is trained
     description = {"command": command, "dataset": {"path": str(demos.path), "sha256": demos.sha256}}
-    metrics = Trainer(config.trainer, out, description).fit(objective, train, config.resume, config.overwrite)
+    trainer = Trainer(config.trainer, out, description)
+    what = (
+        f"{config.estimator} on {demos.path}: {len(train)} windows of {len(demos.train)} demonstrations, "
+        f"{len(valid)} of {len(demos.valid)} held out"
+    )
+    if config.estimator in FITTED:
+        table = fit_table(config, train, demos.action_units)
+        print(f"{what}; {table.bits:.1f} bits a chunk of {config.tokenizer.horizon}", flush=True)
+        metrics = save_fitted(table, valid, trainer, config.resume, config.overwrite)
+    else:
+        tokenizer = build_tokenizer(config, train, demos.obs_keys, demos.action_units)
+        estimator = ESTIMATORS[config.estimator](tokenizer, config.settings, config.trainer.max_steps)
+        print(f"{what}; {tokenizer.bits:.1f} bits a chunk of {config.tokenizer.horizon}", flush=True)
+        metrics = trainer.fit(TokenizerObjective(tokenizer, estimator, valid), train, config.resume, config.overwrite)
     if parallel.is_main():
         save_json({"demonstrations": fetched - started, "tokenizer": time.perf_counter() - fetched}, out / "timing.json")
     rmse = " ".join(f"{metrics[f'rmse/{i}']:.3f}" for i in range(train.actions.shape[1]))
     print(f"reconstruction error per action dimension (RMSE, action units): {rmse}")
+    if prefixes := [f"{m} {metrics[f'rmse_prefix/{m}']:.3f}" for m in range(1, 4097) if f"rmse_prefix/{m}" in metrics]:
+        print(f"error of all dimensions by number of codes: {', '.join(prefixes)}")
     if "perplexity" in metrics:
-        print(f"codes in effective use: {metrics['perplexity']:.0f} of {config.tokenizer.vocabulary} a position")
+        print(f"codes in effective use: {metrics['perplexity']:.0f} a position")
     print(f"tokenizer in {out}")
     return metrics
+
+
+def rollout_env(demos: DemoSet, env: str | None) -> str | None:
+    """The Gymnasium id to roll out in: the given one, else what the data set names; None for "none", or where it names none.
+
+    Raises:
+        ConfigError: the data set names one of our environments, and was recorded in another set-up of it.
+    """
+    if env is None and (differences := env_differences(demos.env_args)):
+        named = named_env(demos.env_args)
+        raise ConfigError(
+            f"{demos.path} was recorded in another set-up than {named} has here ({'; '.join(differences[:3])}), so rollouts\n"
+            f"would say little of it. Pass --env none to do with the held-out error, or --env {named} to roll out all the same."
+        )
+    return demos.env_id if env is None else None if env == "none" else env
 
 
 def split(demos: DemoSet, horizon: int, history: int = 1) -> tuple[ChunkDataset, ChunkDataset]:
@@ -137,8 +175,36 @@ def split(demos: DemoSet, horizon: int, history: int = 1) -> tuple[ChunkDataset,
     return windows(demos.train), windows(demos.valid)
 
 
-def build_tokenizer(config: TrainActionVAE, train: ChunkDataset, obs_keys: tuple[str, ...]) -> Tokenizer:
-    """An untrained tokenizer whose scalers are fitted to the training windows."""
+def named_estimator(name: str) -> type[Estimator]:
+    """An estimator that trains networks.
+
+    Raises:
+        ConfigError: neither an estimator nor a fitted tokenizer has that name.
+    """
+    if name not in [*ESTIMATORS, *FITTED]:
+        raise unknown_name("estimator", name, [*ESTIMATORS, *FITTED])
+    return ESTIMATORS[name]
+
+
+def fit_table(config: TrainActionVAE, train: ChunkDataset, units: tuple[str, ...] | None = None) -> ActionTokenizer:
+    """A tokenizer without networks, fitted to the training windows; `units` as `build_tokenizer` takes them.
+
+    Raises:
+        ConfigError: options were given that only networks have.
+    """
+    given, plain = vars(config.tokenizer), vars(ChunkTokenizerConfig())
+    if extra := [name for name in plain if name not in ("horizon", "scaling") and given[name] != plain[name]]:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in extra)
+        raise ConfigError(f"{config.estimator} has no networks to which {options} would apply: see --help for its own settings")
+    actions = train.actions.numpy()
+    scaler = Scaler.fit(actions, near_binary(actions), shared=config.tokenizer.scaling == "shared" and (units or True))
+    return FITTED[config.estimator].fit(train, config.settings, scaler)
+
+
+def build_tokenizer(
+    config: TrainActionVAE, train: ChunkDataset, obs_keys: tuple[str, ...], units: tuple[str, ...] | None = None
+) -> Tokenizer:
+    """An untrained tokenizer whose scalers are fitted to the training windows; `units` are those of the actions, if known."""
     size = config.tokenizer
     actions, observations = train.actions.numpy(), train.observations.numpy()
     binary = near_binary(actions)
@@ -155,6 +221,7 @@ def build_tokenizer(config: TrainActionVAE, train: ChunkDataset, obs_keys: tuple
         ),
         likelihood=LikelihoodConfig("action", size.variance, binary=binary),
         obs_keys=obs_keys if size.condition_decoder else (),
+        nested_dropout=size.nested_dropout,
     )
-    scaler = Scaler.fit(actions, binary, shared=size.scaling == "shared")
+    scaler = Scaler.fit(actions, binary, shared=size.scaling == "shared" and (units or True))
     return Tokenizer(ESTIMATORS[config.estimator].tokenizer_config(networks), scaler, Scaler.fit(observations))

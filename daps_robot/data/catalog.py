@@ -1,7 +1,8 @@
-"""Data-set names: where a data set lies, or how it is made.
+"""Data-set names: where a data set lies, or how it is made or fetched.
 
-A name is looked for as `<name>.hdf5` in the directory of the environment variable DAPS_ROBOT_DATA, then in `./data`; if it is in
-neither and can be generated, it is generated into `./data`. Anything with a path separator or a suffix is a file of the user's.
+A name is looked for as the file `<name>.hdf5` or the LeRobot folder `<name>` in the directory of the environment variable
+DAPS_ROBOT_DATA, then in `./data`; what is in neither and can be generated or downloaded goes to `./data/<name>.hdf5`. Anything
+with a path separator or a suffix, and a LeRobot folder in the working directory, is the user's own.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from daps_robot.data.lerobot_info import is_lerobot
 from daps_robot.errors import DataError
 from daps_robot.registry import Registry
 
 
 @dataclass(frozen=True)
 class GeneratedDataset:
-    """Demonstrations that a scripted expert collects in simulation.
+    """Demonstrations that a scripted expert collects in simulation, or that are converted from another layout, or downloaded.
 
     Attributes:
         name: what `--dataset` takes.
@@ -36,20 +38,24 @@ DATASETS: Registry[GeneratedDataset] = Registry("data set", "daps_robot.datasets
 
 
 def is_path(dataset: str) -> bool:
-    """Whether `--dataset` names a file rather than an entry of the catalogue."""
-    return Path(dataset).suffix != "" or os.sep in dataset
+    """Whether `--dataset` names a file or folder rather than an entry of the catalogue."""
+    return Path(dataset).suffix != "" or os.sep in dataset or is_lerobot(Path(dataset))
 
 
 def dataset_name(dataset: str) -> str:
     """What runs on this data set are filed under."""
-    return Path(dataset).stem if is_path(dataset) else dataset
+    if not is_path(dataset):
+        return dataset
+    path = Path(dataset).absolute()
+    return path.name if is_lerobot(path) else path.stem
 
 
 def locate(dataset: str) -> Path | None:
-    """The file of a data set if it exists, without generating it."""
+    """The file or folder of a data set if it exists, without generating it."""
     if is_path(dataset):
         return Path(dataset)
-    return find_file(f"{dataset}.hdf5")
+    folders = (folder / dataset for folder in data_folders() if is_lerobot(folder / dataset))
+    return find_file(f"{dataset}.hdf5") or next(folders, None)
 
 
 def data_folders() -> list[Path]:
@@ -63,11 +69,11 @@ def find_file(name: str) -> Path | None:
 
 
 def fetch(dataset: str) -> Path:
-    """The file of a data set, generated where it is not there yet.
+    """The file or folder of a data set, generated or downloaded where it is not there yet.
 
     Raises:
         ConfigError: an unknown name (with the nearest one).
-        DataError: it could not be generated here.
+        DataError: it could not be generated or downloaded here.
     """
     found = locate(dataset)
     if found is not None:
@@ -78,6 +84,6 @@ def fetch(dataset: str) -> Path:
         path.parent.mkdir(exist_ok=True)
     except OSError as error:
         raise DataError(f"cannot create {path.parent.resolve()} for {dataset}: {error.strerror}") from error
-    print(f"{dataset} is not there yet; generating {path} ({entry.description})", flush=True)
+    print(f"{dataset} is not there yet, it is put at {path} ({entry.description})", flush=True)
     entry.generate(path)
     return path

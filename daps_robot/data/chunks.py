@@ -51,7 +51,7 @@ class ChunkDataset:
         self.ends = torch.from_numpy(np.repeat(ends, lengths))
         self.starts = torch.from_numpy(np.repeat(ends - lengths, lengths))
         self._ahead = torch.arange(horizon)
-        self._back = torch.arange(1 - history, 1)
+        self.back = torch.arange(1 - history, 1)
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -60,9 +60,31 @@ class ChunkDataset:
         """The windows that start at these steps."""
         future = index[:, None] + self._ahead
         end = self.ends[index, None]
-        past = torch.maximum(index[:, None] + self._back, self.starts[index, None])
+        past = torch.maximum(index[:, None] + self.back, self.starts[index, None])
         return ChunkBatch(
             actions=self.actions[torch.minimum(future, end - 1)],
             mask=future < end,
             observations=self.observations[past],
         )
+
+
+class ObservedSteps:
+    """The windows of a data set with the actions of the observed steps, a_{t-n+1} … a_t, in place of the chunk ahead.
+
+    For a policy that learns at every step of a sequence. Steps before the start of the demonstration repeat its first
+    action and are masked.
+    """
+
+    def __init__(self, windows: ChunkDataset) -> None:
+        self.windows = windows
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def gather(self, index: Int[Tensor, " b"]) -> ChunkBatch:
+        """The windows that end at these steps; their actions are (b n a)."""
+        data = self.windows
+        past = index[:, None] + data.back
+        start = data.starts[index, None]
+        steps = torch.maximum(past, start)
+        return ChunkBatch(actions=data.actions[steps], mask=past >= start, observations=data.observations[steps])

@@ -12,11 +12,11 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
@@ -24,6 +24,9 @@ from jaxtyping import Float, Int
 
 from daps_robot.data.hdf5 import short
 from daps_robot.errors import DataError
+
+if TYPE_CHECKING:
+    from daps_robot.types import Demo
 
 JSON = dict[str, Any]  # not from daps_robot.types, which imports torch: worker processes need none
 
@@ -69,7 +72,7 @@ class DemoWriter:
             DataError: the folder cannot be written, another process is collecting there, or an interrupted collection had
                 other settings.
         """
-        self.path = Path(path)
+        self.path, self._settings = Path(path), settings
         self.folder = self.path.with_name(f"{self.path.name}.partial")
         text = json.dumps(settings, sort_keys=True)
         with self._writing():
@@ -80,7 +83,7 @@ class DemoWriter:
                 leftover.unlink()
             note = self.folder / "settings.json"
             if not note.exists():
-                self._put(note, lambda temporary: temporary.write_text(text))
+                _put(note, lambda temporary: temporary.write_text(text))
             elif (before := note.read_text()) != text:
                 raise DataError(
                     f"{self.folder} holds an interrupted collection with other settings ({_difference(before, settings)}).\n"
@@ -119,9 +122,9 @@ class DemoWriter:
         """
         with self._writing():
             if episode is None:
-                self._put(self.folder / f"{attempt:07d}.failed", lambda temporary: temporary.touch())
+                _put(self.folder / f"{attempt:07d}.failed", lambda temporary: temporary.touch())
             else:
-                self._put(self.folder / f"{attempt:07d}.hdf5", lambda temporary: _write_shard(temporary, episode))
+                _put(self.folder / f"{attempt:07d}.hdf5", lambda temporary: _write_shard(temporary, episode))
 
     def finish(self, demos: int, valid_fraction: float, env_args: JSON) -> int:
         """Makes the file from the first successful attempts, and removes the folder.
@@ -141,25 +144,12 @@ class DemoWriter:
         if len(shards) < demos:
             raise DataError(f"{self.folder} holds {len(shards)} demonstrations, fewer than the {demos} asked for.")
         names = [f"demo_{i}" for i in range(demos)]
-        valid = _validation_names(names, valid_fraction)
         with self._writing():
-            self._put(self.path, lambda temporary: _assemble(temporary, shards, names, valid, env_args))
+            _put(self.path, lambda temporary: _assemble(temporary, shards, names, valid_fraction, env_args, self._settings))
             shutil.rmtree(self.folder)
             self.close()
         with h5py.File(self.path, "r") as file:
             return int(file["data"].attrs["total"])
-
-    def _put(self, target: Path, write: Callable[[Path], object]) -> None:
-        """Writes a file beside its place, flushes it to disk and moves it there."""
-        temporary = target.with_name(f"{target.name}.tmp")
-        try:
-            write(temporary)
-            with temporary.open("rb+") as stream:
-                os.fsync(stream.fileno())
-            temporary.replace(target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -171,6 +161,51 @@ class DemoWriter:
                 f"{self.path} cannot be written ({short(error)}); free some space, or choose another place. "
                 "What is already collected is kept beside it."
             ) from error
+
+
+def write_demos(path: Path, demos: Sequence[Demo], valid_fraction: float, env_args: JSON) -> None:
+    """Writes demonstrations that are all there already; under the file's own name there is never half a file.
+
+    Args:
+        path: of the file to be, or to be replaced.
+        demos: named and written in this order; their names and seeds are left out.
+        valid_fraction, env_args: as `DemoWriter.finish` takes them.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    names = [f"demo_{i}" for i in range(len(demos))]
+
+    def write(temporary: Path) -> None:
+        with h5py.File(temporary, "w") as file:
+            data = file.create_group("data")
+            for name, demo in zip(names, demos, strict=True):
+                group = data.create_group(name)
+                group.create_dataset("actions", data=demo.actions)
+                for key, values in demo.obs.items():
+                    group.create_dataset(f"obs/{key}", data=values)
+                if demo.states is not None:
+                    group.create_dataset("states", data=demo.states)
+                group.attrs["num_samples"] = len(demo)
+            _describe(file, names, valid_fraction, env_args)
+
+    try:
+        _put(path, write)
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"{path} cannot be written ({short(error)}); free some space, or choose another place.") from error
+
+
+def _put(target: Path, write: Callable[[Path], object]) -> None:
+    """Writes a file beside its place, flushes it to disk and moves it there."""
+    temporary = target.with_name(f"{target.name}.tmp")
+    try:
+        write(temporary)
+        with temporary.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _write_shard(path: Path, episode: Episode) -> None:
@@ -188,19 +223,24 @@ def _write_shard(path: Path, episode: Episode) -> None:
         demo.attrs["model_file"] = episode.model_file
 
 
-def _assemble(path: Path, shards: list[Path], names: list[str], valid: list[str], env_args: JSON) -> None:
+def _assemble(path: Path, shards: list[Path], names: list[str], valid_fraction: float, env_args: JSON, settings: JSON) -> None:
     with h5py.File(path, "w") as file:
         data = file.create_group("data")
-        total = 0
         for name, shard in zip(names, shards, strict=True):
             with h5py.File(shard, "r") as source:
                 source.copy("demo", data, name)
-            total += int(data[name].attrs["num_samples"])
-        data.attrs["total"] = total
-        data.attrs["env_args"] = json.dumps(env_args)
-        train = [name for name in names if name not in set(valid)]
-        for split, members in (("train", train), ("valid", valid)):
-            file.create_dataset(f"mask/{split}", data=np.array(members, dtype="S"))
+        _describe(file, names, valid_fraction, env_args)
+        data.attrs["collection"] = json.dumps(settings)
+
+
+def _describe(file: h5py.File, names: list[str], valid_fraction: float, env_args: JSON) -> None:
+    """What a file says beside its demonstrations: how many steps, of which environment, and the splits."""
+    data, valid = file["data"], _validation_names(names, valid_fraction)
+    data.attrs["total"] = sum(int(data[name].attrs["num_samples"]) for name in names)
+    data.attrs["env_args"] = json.dumps(env_args)
+    train = [name for name in names if name not in set(valid)]
+    for split, members in (("train", train), ("valid", valid)):
+        file.create_dataset(f"mask/{split}", data=np.array(members, dtype="S"))
 
 
 def _validation_names(names: list[str], fraction: float) -> list[str]:

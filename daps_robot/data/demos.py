@@ -1,6 +1,6 @@
-"""Demonstrations in robomimic's HDF5 layout: the reader. `demo_writer.py` writes the same layout.
+"""Demonstrations: what a set of them is, and the reader of robomimic's HDF5 layout (`lerobot.py` has the other one).
 
-    data                      attributes env_args (JSON), total
+    data                      attributes env_args (JSON), total, collection (JSON, of files that our experts made)
     data/demo_0               attributes num_samples, model_file (XML), seed
     data/demo_0/actions       (t a)
     data/demo_0/obs/<key>     (t o_key) what was seen before each action
@@ -9,24 +9,26 @@
     data/demo_0/rewards, dones  (t)
     mask/train, mask/valid    names of demos
 
-A file comes from anywhere, so nothing in it is believed: links that lead elsewhere and sizes that the file cannot hold are
-refused before memory is taken, and every value that is handed on is finite.
+`demo_writer.py` writes the same layout. A file comes from anywhere, so nothing in it is believed: links that lead elsewhere and
+sizes that the file cannot hold are refused before memory is taken, and every value that is handed on is finite.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
+from daps_robot.data.demo_checks import asked_keys, check_bytes, check_finite, natural, split_names
+from daps_robot.data.env_args import env_differences, named_env, rate_of
 from daps_robot.data.hdf5 import damage_named, members, open_file, refuse_link, short, subgroup, suggest
+from daps_robot.data.lerobot_info import is_lerobot
 from daps_robot.errors import DataError
 from daps_robot.types import JSON, Demo
 
@@ -39,31 +41,21 @@ DEMO_SEED_START = 0
 EVAL_SEED_START = 1_000_000_000
 """Episode i of an evaluation starts from the seed EVAL_SEED_START + i: no demonstration was collected from it."""
 
-ENV_IDS = {
-    "Lift": "daps_robot/Lift-v0",
-    "PickPlaceCan": "daps_robot/Can-v0",
-    "NutAssemblySquare": "daps_robot/Square-v0",
-}
-"""robosuite's name of a task -> the Gymnasium id of ours."""
-
-MAX_BYTES = 16 * 2**30
-_MAX_COMPRESSION = 200
-_UNSUSPICIOUS_BYTES = 64 * 2**20
-
 
 @dataclass(frozen=True)
 class DemoSet:
-    """What a file of demonstrations holds, checked.
+    """What a file or folder of demonstrations holds, checked.
 
     Attributes:
-        path: of the file.
+        path: of the file or folder.
         demos: all demonstrations, in natural order of their names (demo_2 before demo_10).
         train, valid: names of the demonstrations of the two splits, from the file's masks; without masks, every tenth
             demonstration in natural order (of fewer than ten: the last) is for validation.
         obs_keys: the observation keys that were read; every demo has them.
         env_args: what the file says of its environment; empty where it says nothing.
-        sha256: of the file, in hexadecimal.
-        env_id: the Gymnasium id of the environment that the demonstrations are from, or None where it is not known.
+        sha256: of the file, in hexadecimal (of a folder: see `lerobot.folder_sha256`).
+        env_id: the Gymnasium id of the environment that the demonstrations are from, or None where it is not known, or where
+            ours of that name is another one (`env_args.env_differences`).
     """
 
     path: Path
@@ -83,44 +75,85 @@ class DemoSet:
         by_name = {demo.name: demo for demo in self.demos}
         return tuple(by_name[name] for name in names)
 
+    def fewer(self, count: int | None, seed: int) -> DemoSet:
+        """The same with `count` training demonstrations (None: all), drawn by the seed, a smaller draw within a larger one.
+
+        Raises:
+            DataError: there are not so many.
+        """
+        if count is None:
+            return self
+        if not 1 <= count <= len(self.train):
+            raise DataError(f"{self.path}: {count} of its {len(self.train)} training demonstrations cannot be had")
+        drawn = np.random.default_rng(seed).permutation(len(self.train))[:count]
+        return replace(self, train=tuple(self.train[i] for i in sorted(drawn)))
+
     @property
     def action_dim(self) -> int:
         """Number of action dimensions."""
         return self.demos[0].actions.shape[1]
 
     @property
+    def action_units(self) -> tuple[str, ...] | None:
+        """What each action dimension is measured in, where the file says it (`action_units` in env_args: a list of names)."""
+        units = self.env_args.get("action_units")
+        if units is not None and not (isinstance(units, list) and all(isinstance(u, str) for u in units)):
+            raise DataError(f"{self.path}: action_units in env_args is {short(ValueError(units))}, not a list of names.")
+        if units is not None and len(units) != self.action_dim:
+            raise DataError(f"{self.path}: action_units names {len(units)} dimensions, but actions have {self.action_dim}.")
+        return None if units is None else tuple(units)
+
+    @property
     def obs_dims(self) -> dict[str, int]:
         """Observation key -> number of its dimensions."""
         return {key: self.demos[0].obs[key].shape[1] for key in self.obs_keys}
 
+    @property
+    def rate(self) -> float | None:
+        """Steps a second, or None where the file does not say."""
+        return rate_of(self.env_args)
 
-def read_demos(path: str | Path, obs_keys: Sequence[str] | None = None) -> DemoSet:
-    """Reads and checks a file of demonstrations.
+
+def read_demos(path: str | Path, obs_keys: Sequence[str] | None = None, finite: bool = True) -> DemoSet:
+    """Reads and checks demonstrations.
 
     Args:
-        path: an HDF5 file in robomimic's layout.
+        path: an HDF5 file in robomimic's layout, or the folder of a LeRobotDataset v3.
         obs_keys: observations to read, in this order. None takes robomimic's four (`ROBOMIMIC_KEYS`) where the file has them,
             else every numeric key with one row of numbers per step, sorted.
+        finite: refuse NaN and infinity; without, they are handed on, for a look at what is wrong with the data.
 
     Raises:
         DataError: the file is missing, damaged or of another layout, or a demonstration in it cannot be used. The message
             names file, demonstration, key and what to do.
+        ConfigError: reading it takes a package that is not installed.
     """
     path = Path(path)
+    if is_lerobot(path):
+        from daps_robot.data.lerobot import read_lerobot  # which needs this module
+
+        return read_lerobot(path, obs_keys, finite)
+    return read_hdf5(path, obs_keys, finite)
+
+
+def read_hdf5(path: Path, obs_keys: Sequence[str] | None, finite: bool = True) -> DemoSet:
+    """`read_demos` of a file in robomimic's layout."""
     with open_file(path) as file, damage_named(path):
         data = subgroup(path, file, "data", "is robomimic's layout meant (groups data/demo_0, data/demo_1, …)?")
-        names = sorted((name for name in data if _is_demo(data, name)), key=_natural)
+        names = sorted((name for name in data if _is_demo(data, name)), key=natural)
         if not names:
             raise DataError(f"{path}: the group 'data' holds no demonstration (groups data/demo_0, data/demo_1, …).")
         for name in names:
             refuse_link(path, data, name, f"data/{name}")
-        reader = _DemoReader(path, data, names, obs_keys)
+        reader = _DemoReader(path, data, names, obs_keys, finite)
         reader.check_sizes()
         demos = tuple(reader.read(name) for name in names)
         _check_same_shapes(path, demos, reader.obs_keys)
-        train, valid = _read_masks(path, file, names)
+        mask = subgroup(path, file, "mask", "masks are lists of names.") if "mask" in file else {}
+        train, valid = split_names(path, names, *(_read_mask(path, mask, split, names) for split in ("train", "valid")))
         env_args = _read_env_args(path, data)
-    return DemoSet(path, demos, train, valid, reader.obs_keys, env_args, file_sha256(path), _env_id(env_args))
+    env_id = None if env_differences(env_args) else named_env(env_args)
+    return DemoSet(path, demos, train, valid, reader.obs_keys, env_args, file_sha256(path), env_id)
 
 
 def file_sha256(path: Path) -> str:
@@ -132,8 +165,8 @@ def file_sha256(path: Path) -> str:
 class _DemoReader:
     """Reads the demonstrations of one open file, each checked by itself."""
 
-    def __init__(self, path: Path, data: h5py.Group, names: Sequence[str], obs_keys: Sequence[str] | None) -> None:
-        self.path, self.data, self.names = path, data, names
+    def __init__(self, path: Path, data: h5py.Group, names: Sequence[str], obs_keys: Sequence[str] | None, finite: bool) -> None:
+        self.path, self.data, self.names, self.finite = path, data, names, finite
         self.obs_keys = self._resolve_keys(obs_keys)
 
     def _resolve_keys(self, wanted: Sequence[str] | None) -> tuple[str, ...]:
@@ -141,11 +174,7 @@ class _DemoReader:
         first = self.names[0]
         obs = subgroup(self.path, self.data[first], "obs", f"{first} has no observations.", where=f"data/{first}/obs")
         if wanted is not None:
-            if not wanted:
-                raise DataError(f"{self.path}: no observation key was asked for; the file has {', '.join(sorted(obs))}.")
-            if len(set(wanted)) < len(wanted):
-                raise DataError(f"{self.path}: an observation key was asked for twice: {', '.join(wanted)}.")
-            return tuple(wanted)
+            return asked_keys(self.path, wanted, sorted(obs))
         if all(key in obs for key in ROBOMIMIC_KEYS):
             return ROBOMIMIC_KEYS
         keys = tuple(sorted(key for key in obs if _is_rows_of_numbers(obs, key)))
@@ -164,17 +193,7 @@ class _DemoReader:
                 declared += self._dataset(name, where).nbytes
             if "states" in self.data[name]:
                 declared += self._dataset(name, "states").nbytes
-        stored = self.path.stat().st_size
-        if declared > MAX_BYTES:
-            raise DataError(
-                f"{self.path}: declares {declared / 2**30:.1f} GiB of actions and observations, more than "
-                f"{MAX_BYTES // 2**30} GiB; read fewer obs_keys, or split the file."
-            )
-        if declared > max(_UNSUSPICIOUS_BYTES, _MAX_COMPRESSION * stored):
-            raise DataError(
-                f"{self.path}: declares {declared / 2**20:.0f} MiB in a file of {stored / 2**20:.2f} MiB; "
-                "it is damaged or made to exhaust memory."
-            )
+        check_bytes(self.path, declared, self.path.stat().st_size)
 
     def read(self, name: str) -> Demo:
         """One demonstration, every value of it finite."""
@@ -206,9 +225,8 @@ class _DemoReader:
                 values = dataset[()].astype(dtype)
         except (OSError, RuntimeError, ValueError) as error:
             raise DataError(f"{what} cannot be read ({short(error)}); the file is damaged, copy it again.") from error
-        finite = np.isfinite(values).all(axis=1)
-        if not finite.all():
-            raise DataError(f"{what} is NaN or infinite at step {int(np.argmin(finite))}; remove or repair this demonstration.")
+        if self.finite:
+            check_finite(what, values)
         return values
 
     def _dataset(self, name: str, where: str) -> h5py.Dataset:
@@ -254,24 +272,6 @@ def _check_same_shapes(path: Path, demos: Sequence[Demo], obs_keys: Sequence[str
                 )
 
 
-def _read_masks(path: Path, file: h5py.File, names: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The names of the train and validation splits; where a mask is missing, it is made up of the other's rest."""
-    mask = subgroup(path, file, "mask", "masks are lists of names.") if "mask" in file else {}
-    train = _read_mask(path, mask, "train", names)
-    valid = _read_mask(path, mask, "valid", names)
-    if train is None and valid is None:
-        valid = tuple(names[9::10]) if len(names) >= 10 else tuple(names[1:][-1:])
-    if valid is None:
-        valid = tuple(name for name in names if name not in set(train or ()))
-    if train is None:
-        train = tuple(name for name in names if name not in set(valid))
-    if both := sorted(set(train) & set(valid), key=_natural):
-        raise DataError(f"{path}: {both[0]} is in both mask/train and mask/valid; a demonstration may be in one split only.")
-    if not train:
-        raise DataError(f"{path}: mask/train names no demonstration, so there is nothing to train on.")
-    return train, valid
-
-
 def _read_mask(path: Path, mask: Any, split: str, names: Sequence[str]) -> tuple[str, ...] | None:
     """The names that a mask lists, in natural order, or None where there is no such mask."""
     if split not in mask:
@@ -284,11 +284,11 @@ def _read_mask(path: Path, mask: Any, split: str, names: Sequence[str]) -> tuple
     if len(dataset) > len(names):
         raise DataError(f"{path}: '{where}' lists {len(dataset)} demonstrations, but the file has {len(names)}.")
     listed = [name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in dataset[()]]
-    if absent := sorted(set(listed) - set(names), key=_natural):
+    if absent := sorted(set(listed) - set(names), key=natural):
         raise DataError(f"{path}: '{where}' names {absent[0]}, which is not in the file. {suggest(absent[0], names)}")
     if len(set(listed)) != len(listed):
         raise DataError(f"{path}: '{where}' names a demonstration twice.")
-    return tuple(sorted(listed, key=_natural))
+    return tuple(sorted(listed, key=natural))
 
 
 def _read_env_args(path: Path, data: h5py.Group) -> JSON:
@@ -303,14 +303,3 @@ def _read_env_args(path: Path, data: h5py.Group) -> JSON:
     if not isinstance(env_args, dict):
         raise DataError(f"{path}: the attribute env_args of 'data' is not a JSON object.")
     return env_args
-
-
-def _env_id(env_args: JSON) -> str | None:
-    """The Gymnasium id of the environment that env_args speaks of, where it is one of ours."""
-    named = env_args.get("gymnasium_id")
-    return named if isinstance(named, str) else ENV_IDS.get(str(env_args.get("env_name")))
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Sorts demo_2 before demo_10."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]

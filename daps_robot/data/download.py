@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import fcntl
 import http.client
+import re
 import sys
+from email.message import Message
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 from urllib.error import HTTPError
 from urllib.request import HTTPRedirectHandler, OpenerDirector, Request, build_opener
 
@@ -19,6 +21,52 @@ from daps_robot.errors import DataError
 
 _SCHEME = "https://"
 _BLOCK = 2**20
+_HUB_BYTES = 4 * 2**30
+
+
+class HubFile(NamedTuple):
+    """A file of a Hugging Face repository at a commit, with the SHA-256 and the size that the hub states for it."""
+
+    url: str
+    sha256: str
+    size: int
+
+
+def hub_file(repository: str, name: str) -> HubFile:
+    """Asks the hub for a file's present version, without fetching it.
+
+    The hub files large objects under their SHA-256, and names it in its own answer; the bytes then come from a storage service.
+    So the checksum tells whether these are the bytes that the repository holds. It is no promise that those never change.
+
+    Args:
+        repository: its https address.
+        name: path of the file in it.
+
+    Raises:
+        DataError: no network, no such file, or one for which no checksum is stated.
+    """
+    url = f"{repository}/resolve/main/{name}"
+    by_hand = f"try again when there is a network, or fetch {url} by other means and pass its path as --dataset"
+    try:
+        headers = _head(url)
+    except (OSError, http.client.HTTPException) as error:
+        raise DataError(f"cannot ask for {url} ({short(error)}): {by_hand}.") from error
+    commit, sha256, size = (headers.get(key, "").strip('"') for key in ("X-Repo-Commit", "X-Linked-ETag", "X-Linked-Size"))
+    stated = re.fullmatch("[0-9a-f]{40}", commit) and re.fullmatch("[0-9a-f]{64}", sha256) and re.fullmatch(r"\d{1,10}", size)
+    if not stated or int(size) > _HUB_BYTES:
+        raise DataError(f"{url}: the hub states no commit, checksum and size (below 4 GiB) for it: {by_hand}.")
+    return HubFile(f"{repository}/resolve/{commit}/{name}", sha256, int(size))
+
+
+def _head(url: str) -> Message:
+    """The headers of an address itself, wherever it redirects to."""
+    try:
+        with build_opener(_NoRedirect).open(Request(_allowed(url), method="HEAD"), timeout=30) as response:
+            return response.headers
+    except HTTPError as error:
+        if error.code in (301, 302, 303, 307, 308):
+            return error.headers
+        raise
 
 
 def download(url: str, path: Path, sha256: str, size: int) -> None:
@@ -83,6 +131,11 @@ def _receive(url: str, file: IO[bytes], size: int) -> None:
 class _SameScheme(HTTPRedirectHandler):
     def redirect_request(self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Request | None:
         return super().redirect_request(req, fp, code, msg, headers, _allowed(newurl))
+
+
+class _NoRedirect(HTTPRedirectHandler):
+    def redirect_request(self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> None:
+        return None
 
 
 def _opener() -> OpenerDirector:

@@ -18,7 +18,7 @@ def open_file(path: Path) -> h5py.File:
     """The file, open for reading."""
     if path.is_dir():
         files = sorted(entry.name for entry in path.iterdir() if entry.suffix in (".hdf5", ".h5"))
-        raise DataError(f"{path} is a directory, not an HDF5 file. {listing('It holds', files)}")
+        raise DataError(f"{path} is a directory, neither HDF5 nor LeRobot data (no meta/info.json). {listing('It holds', files)}")
     if not path.exists():
         raise DataError(f"{path} does not exist. {_near_files(path)}")
     try:

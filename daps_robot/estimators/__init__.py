@@ -1,6 +1,6 @@
 """How the encoder learns through discrete codes. Importing this package registers the estimators that come with it."""
 
-from daps_robot.estimators import daps, gaussian, ppo, quantized, relaxed, score
+from daps_robot.estimators import daps, gaussian, ppo, quantized, relaxed, rivals, score
 from daps_robot.estimators.base import ESTIMATORS, Estimator, EstimatorConfig, Loss
 from daps_robot.estimators.daps import DAPSConfig
 
@@ -15,5 +15,6 @@ __all__ = [
     "ppo",
     "quantized",
     "relaxed",
+    "rivals",
     "score",
 ]

@@ -66,6 +66,9 @@ class Estimator(nn.Module, ABC):
     divisible: ClassVar[bool] = True
     """Whether a step's batch may be cut into parts, one after the other: not where `loss` changes what the next one finds."""
 
+    own_networks: ClassVar[bool] = False
+    """Whether the tokenizer's networks are the method's own, and not those that the other estimators share."""
+
     learning_rates: Mapping[str, float] = {}
     """Learning rates of parameters of its own that do not follow the trainer's: name → rate."""
 

@@ -10,6 +10,7 @@ import torch
 from daps_robot.errors import ConfigError
 from daps_robot.estimators.base import ESTIMATORS, AnnealedConfig, Estimator, Loss, as_large
 from daps_robot.models.posteriors import GaussianPosterior, PosteriorConfig
+from daps_robot.models.prefixes import over_prefix
 from daps_robot.models.tokenizer import Inputs, Tokenizer, TokenizerConfig
 
 
@@ -33,6 +34,7 @@ class VAE(Estimator):
         assert isinstance(posterior, GaussianPosterior)
         embedded, kl = posterior.draw(tokenizer.prepare(inputs), 1)
         r = tokenizer.likelihood.log_prob(tokenizer.decoder_params(embedded, inputs), inputs.x, inputs.mask)
+        kl = over_prefix(kl, inputs.kept)
         loss = beta * kl.mean() - r.mean()
         metrics = {"elbo_beta": -loss, "reconstruction": -r.mean(), "kl": kl.mean(), "beta": torch.tensor(beta)}
         return Loss(loss, {name: value.detach() for name, value in metrics.items()})

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from daps_robot.errors import ConfigError
 from daps_robot.estimators.base import ESTIMATORS, AnnealedConfig, Estimator, Loss
 from daps_robot.models.code_model import CodeModel
+from daps_robot.models.prefixes import over_prefix
 from daps_robot.models.sampling import sample
 from daps_robot.models.tokenizer import Inputs, Tokenizer
 from daps_robot.parallel import all_rows, mean_over_ranks, uniform
@@ -90,10 +91,11 @@ class PPO(Estimator):
             self.reward_scale.copy_(spread if self.reward_scale == 0 else self.reward_scale.lerp(spread, 0.01))
         rewards = r.detach() / self.reward_scale.clamp(min=1e-6)
         values = self.critic(encoded.detach().mean(1))
-        log_ratio = (new - old).gather(-1, codes[..., None]).sum((-1, -2))
+        log_ratio = over_prefix((new - old).gather(-1, codes[..., None])[..., 0], inputs.kept)
         surrogate = clipped_surrogate(log_ratio, rewards - values.detach(), config.clip_ratio).mean()
-        old_kl = (old.exp() * (old - new)).sum((-1, -2)).mean()
-        kl = posterior.config.bits * math.log(2) + (new.exp() * new).sum((-1, -2)).mean()
+        old_kl = over_prefix((old.exp() * (old - new)).sum(-1), inputs.kept).mean()
+        entropy = -(new.exp() * new).sum(-1)
+        kl = over_prefix(math.log(posterior.config.vocabulary) - entropy, inputs.kept).mean()
         critic_loss = (rewards - values).square().mean()
         penalty = self.kl_coefficient.clone() * old_kl + beta / self.reward_scale * kl
         loss = penalty - surrogate - r.mean() + critic_loss
@@ -105,7 +107,7 @@ class PPO(Estimator):
         metrics = {
             "elbo_beta": r.mean() - beta * kl,
             "reconstruction": -r.mean(),
-            "entropy": posterior.config.bits * math.log(2) - kl,
+            "entropy": entropy.sum(-1).mean(),
             "old_kl": old_kl,
             "kl_coefficient": self.kl_coefficient,
             "critic_loss": critic_loss,

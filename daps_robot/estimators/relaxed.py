@@ -21,6 +21,7 @@ from torch import Tensor
 from daps_robot.errors import ConfigError
 from daps_robot.estimators.base import ESTIMATORS, AnnealedConfig, Estimator, Loss, anneal
 from daps_robot.models.code_model import CodeModel
+from daps_robot.models.prefixes import over_prefix
 from daps_robot.models.sampling import relaxed
 from daps_robot.models.tokenizer import Inputs, Tokenizer
 from daps_robot.parallel import noise
@@ -78,13 +79,13 @@ class RelaxedEstimator(Estimator):
         params = tokenizer.decoder_params((one_hot @ tokenizer.embedding.weight)[:, None], inputs)
         r = tokenizer.likelihood.log_prob(params, inputs.x, inputs.mask)
         log_probs = logits.log_softmax(-1)
-        entropy = -(log_probs.exp() * log_probs).sum((-1, -2))
-        kl = posterior.config.bits * math.log(2) - entropy
+        entropy = -(log_probs.exp() * log_probs).sum(-1)
+        kl = over_prefix(math.log(posterior.config.vocabulary) - entropy[:, None], inputs.kept)
         loss = beta * kl.mean() - r.mean()
         metrics = {
             "elbo_beta": -loss,
             "reconstruction": -r.mean(),
-            "entropy": entropy.mean(),
+            "entropy": entropy.sum(-1).mean(),
             "beta": torch.tensor(beta),
             "temperature": torch.tensor(temperature),
         }

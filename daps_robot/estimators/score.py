@@ -2,6 +2,12 @@
 
 One step on a batch x: draw z_k ~ q(z|x); score them, ℓ_k = log q(z_k|x) and r_k = log p(x|z_k); the encoder's loss is
 −mean_b Σ_k c_k ℓ_k with coefficients c_k that carry no gradient, the decoder's −mean_{b,k} r_k. Estimators differ in c.
+
+Where an example keeps the first m of its codes (nested dropout), its model is the one of m codes, p(x|z_≤m), with the ELBO
+E_q r − β KL(q(z_≤m|x) ‖ uniform), and the step is taken on that: ℓ_k = log q(z_≤m|x). The codes past m touch neither r nor this
+bound, so they get no gradient. With ℓ of the whole sequence their −β log q would enter the weights, which is noise in comparing
+rewards that do not depend on them; and it would charge late codes the full price β in every example, while only the share of
+examples with m ≥ i rewards code i. As it is, price and reward of every code count in the same examples.
 """
 
 from __future__ import annotations
@@ -19,6 +25,7 @@ from daps_robot.errors import ConfigError
 from daps_robot.estimators.base import ESTIMATORS, AnnealedConfig, Estimator, EstimatorConfig, Loss
 from daps_robot.estimators.parts import loss_by_parts, part_size_for
 from daps_robot.models.code_model import CodeModel, Memory
+from daps_robot.models.prefixes import over_prefix
 from daps_robot.models.sampling import sample
 from daps_robot.models.tokenizer import Inputs, Tokenizer
 from daps_robot.parallel import uniform
@@ -81,15 +88,17 @@ class ScoreEstimator(Estimator):
         part = config.part_size or part_size_for(z.codes)
         decoder_loss, r, slopes = decoder_update(tokenizer, z.codes, inputs, part)
         with torch.no_grad():
-            coefficients, metrics = self.coefficients(r, z.log_prob, beta)
+            log_q = over_prefix(z.log_prob, inputs.kept)
+            coefficients, metrics = self.coefficients(r, log_q, beta)
             weight = self.straight_through_weight(metrics, beta)
         through = None if weight is None else StraightThrough(weight * slopes, tokenizer.embedding.weight.detach())
-        loss = decoder_loss + encoder_update(posterior, coefficients, z.codes, memory, part, through)
-        loss = loss + self.own_loss(r, z.log_prob, beta)
+        loss = decoder_loss + encoder_update(posterior, coefficients, z.codes, memory, part, through, inputs.kept)
+        loss = loss + self.own_loss(r, log_q, beta)
+        kl = over_prefix(z.log_prob + math.log(posterior.config.vocabulary), inputs.kept)
         metrics |= {
-            "elbo_beta": (r - beta * (z.log_prob + posterior.config.bits * math.log(2))).mean(),
+            "elbo_beta": (r - beta * kl).mean(),
             "reconstruction": -r.mean(),
-            "log_q": z.log_prob.mean(),
+            "log_q": log_q.mean(),
             "entropy": z.entropy.sum(-1).mean(),
             "beta": torch.tensor(beta),
             "distinct": distinct_samples(z.codes),
@@ -113,6 +122,8 @@ def decoder_update(tokenizer: Tokenizer, codes: Tensor, inputs: Inputs, part_siz
         return -r.mean(), r
 
     parameters = [*tokenizer.decoder.parameters(), *tokenizer.likelihood.parameters()]
+    if tokenizer.mask_embedding is not None:
+        parameters.append(tokenizer.mask_embedding)
     loss, r, gradients = loss_by_parts(loss_of, len(codes), part_size, parameters, [embedded])
     slopes = torch.zeros_like(embedded) if gradients[0] is None else -r.numel() * gradients[0]
     return loss, r, slopes
@@ -137,8 +148,9 @@ def encoder_update(
     memory: Memory,
     part_size: int,
     through: StraightThrough | None = None,
+    kept: Tensor | None = None,
 ) -> Tensor:
-    """The encoder's loss: a teacher-forced pass gives ℓ its gradient.
+    """The encoder's loss: a teacher-forced pass gives ℓ its gradient; ℓ is that of the `kept` codes.
 
     The straight-through term (Bengio et al. 2013, arXiv 1308.3432) adds −mean_{b,k} Σ_i Σ_c q(c | z_<i, x)·e_c·s_i: the
     expected reward, linear in the embedding of each code in turn around the sample, with slopes s_i from the decoder. Its
@@ -148,13 +160,15 @@ def encoder_update(
 
     def loss_of(part: slice, *memory: Tensor) -> tuple[Tensor, Tensor]:
         keys_values = list(zip(memory[::2], memory[1::2], strict=True))
+        seen = None if kept is None else kept[part]
         if through is None:
-            log_q = posterior.log_prob(keys_values, codes[part]).sum(-1)
+            log_q = over_prefix(posterior.log_prob(keys_values, codes[part]), seen)
             return encoder_loss(coefficients[part], log_q), log_q
         with torch.autocast(codes.device.type, enabled=False):
             rewards = through.slopes[part] @ through.table.T
         log_q, expected = posterior.log_prob_and_expectation(keys_values, codes[part], rewards)
-        return encoder_loss(coefficients[part], log_q.sum(-1)) - expected.sum(-1).mean(), log_q
+        # a code that the decoder did not see has no slope
+        return encoder_loss(coefficients[part], over_prefix(log_q, seen)) - expected.sum(-1).mean(), log_q
 
     tensors = [tensor for layer in memory for tensor in layer]
     return loss_by_parts(loss_of, len(codes), part_size, list(posterior.parameters()), tensors).loss

@@ -95,6 +95,7 @@ class Toy(Tokenizer):
         self.likelihood = make_likelihood(LikelihoodConfig("gaussian", self.variance), size.dimensions)
         codewords = size.spread * normal(l, v, size.dimensions)
         self.decoder = SumOfCodewords(codewords)
+        self.register_buffer("mask_embedding", torch.zeros(v))  # a code that is not seen adds nothing
         truth = torch.randint(v, (size.points, l), generator=generator)
         points = codewords[torch.arange(l), truth].sum(1) + size.noise * normal(size.points, size.dimensions)
         self.register_buffer("points", points)

@@ -79,9 +79,10 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
 
-    def forward(self, x: Float[Tensor, "s l d"]) -> Float[Tensor, "s l d"]:
+    def forward(self, x: Float[Tensor, "s l d"], mask: Float[Tensor, "l l"] | None = None) -> Float[Tensor, "s l d"]:
+        """Over all tokens; `mask` is −∞ where a token (row) may not see another (column), else 0."""
         q, k, v = self._split(self.qkv(x))
-        return self.out(rearrange(attend(q, k, v), "s h l e -> s l (h e)"))
+        return self.out(rearrange(attend(q, k, v, mask), "s h l e -> s l (h e)"))
 
     def branches(self, x: Float[Tensor, "b q d"], k: int) -> Float[Tensor, "b q d"]:
         """Causal attention over k sequences that share position 0: x holds it once, then k·(l−1) later positions."""
@@ -90,7 +91,8 @@ class SelfAttention(nn.Module):
         q, keys, values = self._split(rearrange(qkv[:, 1:], "b (k l) f -> (b k) l f", k=k))
         keys = torch.cat([first_key.repeat_interleave(k, dim=0), keys], dim=2)
         values = torch.cat([first_value.repeat_interleave(k, dim=0), values], dim=2)
-        later = rearrange(attend(q, keys, values, causal=True), "(b k) h l e -> b (k l) (h e)", k=k)
+        mask = causal_mask(q.shape[2], keys.shape[2], like=q)
+        later = rearrange(attend(q, keys, values, mask), "(b k) h l e -> b (k l) (h e)", k=k)
         first = rearrange(first_value, "b h 1 e -> b 1 (h e)")  # position 0 attends to itself alone
         return self.out(torch.cat([first, later], dim=1))
 
@@ -125,16 +127,17 @@ class CrossAttention(nn.Module):
         return self.out(attend(q, *memory).transpose(1, 2).flatten(2))
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
-    """Scaled dot-product attention over the last two axes; causal, the last query sees all keys, the one before all but one.
+def causal_mask(queries: int, keys: int, like: Tensor) -> Float[Tensor, "q k"]:
+    """−∞ where a query may not see a key: the last query sees all keys, the one before all but one."""
+    return torch.full((queries, keys), -torch.inf, device=like.device, dtype=like.dtype).triu(keys - queries + 1)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Scaled dot-product attention over the last two axes; `mask` is added to the scores.
 
     On a CPU the fused kernel's backward pass costs 1.2 to 1.6 times that of plain matrix products at these sizes (8 to 64
     positions), so training takes the plain form there.
     """
-    mask = None
-    if causal:
-        queries, keys = q.shape[-2], k.shape[-2]
-        mask = torch.full((queries, keys), -torch.inf, device=q.device, dtype=q.dtype).triu(keys - queries + 1)
     if q.is_cuda or not torch.is_grad_enabled():
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
@@ -182,8 +185,8 @@ class EncoderBlock(nn.Module):
         self.norm2 = nn.LayerNorm(config.width)
         self.mlp = MLP(config.width, config.mlp_ratio)
 
-    def forward(self, x: Float[Tensor, "s l d"]) -> Float[Tensor, "s l d"]:
-        x = x + self.attention(self.norm1(x))
+    def forward(self, x: Float[Tensor, "s l d"], mask: Float[Tensor, "l l"] | None = None) -> Float[Tensor, "s l d"]:
+        x = x + self.attention(self.norm1(x), mask)
         return x + self.mlp(self.norm2(x))
 
 
@@ -191,17 +194,20 @@ class TransformerEncoder(nn.Module):
     """A stack of encoder blocks over tokens with sinusoidal positions, closed by a LayerNorm."""
 
     positions: Tensor
+    mask: Tensor | None
 
-    def __init__(self, config: TransformerConfig, length: int) -> None:
+    def __init__(self, config: TransformerConfig, length: int, mask: Float[Tensor, "l l"] | None = None) -> None:
+        """`mask` as `SelfAttention` has it."""
         super().__init__()
         self.register_buffer("positions", sinusoidal_positions(length, config.width), persistent=False)
+        self.register_buffer("mask", mask, persistent=False)
         self.blocks = nn.ModuleList(EncoderBlock(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
 
     def forward(self, tokens: Float[Tensor, "b m d"]) -> Float[Tensor, "b m d"]:
         x = tokens + self.positions
         for block in self.blocks:
-            x = block(x)
+            x = block(x, self.mask)
         return self.norm(x)
 
 

@@ -6,6 +6,7 @@ A norm over the batch would make the reward of one sample depend on the others i
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal, cast
 
 import torch
 from einops import rearrange
@@ -13,25 +14,28 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from daps_robot.errors import ConfigError
-from daps_robot.models.blocks import TransformerConfig, TransformerEncoder
+from daps_robot.models.blocks import DecoderBlock, TransformerConfig, TransformerEncoder, sinusoidal_positions
 from daps_robot.models.frontends import Resample1d
 
 
 @dataclass(frozen=True)
 class ChunkDecoderConfig:
-    """Action chunks or motion windows: self-attention over the codes, a 1-D convolution to h steps, a linear head.
+    """Action chunks or motion windows: from l embedded codes to h steps.
 
     Attributes:
         horizon: steps h.
         channels: dimension of a step, a.
         observation: dimension of the observation that conditions it, o; 0 decodes from the codes alone.
-        transformer: the self-attention stack.
+        transformer: the attention stack.
+        kind: "conv", self-attention over the codes and a 1-D convolution; "queries", a query for each step that sees the
+            queries before it and all codes (QueST, OAT); "sum", an MLP of the sum of the codes (residual quantisation).
     """
 
     horizon: int = 16
     channels: int = 7
     observation: int = 0
     transformer: TransformerConfig = field(default_factory=lambda: TransformerConfig(layers=2))
+    kind: Literal["conv", "queries", "sum"] = "conv"
 
 
 @dataclass(frozen=True)
@@ -84,12 +88,66 @@ class ChunkDecoder(nn.Module):
     def forward(
         self, embedded: Float[Tensor, "s l d"], observation: Float[Tensor, "s o"] | None = None
     ) -> Float[Tensor, "s h p"]:
-        if self.observe is not None:
-            if observation is None:
-                raise ConfigError("this decoder is conditioned on the observation: pass it to decode")
-            embedded = torch.cat([embedded, self.observe(observation)[:, None]], dim=1)
-        x = self.encoder(embedded)[:, : self.positions]
+        x = self.encoder(with_observation(embedded, self.observe, observation))[:, : self.positions]
         return self.head(torch.relu(self.resample(x)))
+
+
+def with_observation(
+    embedded: Float[Tensor, "s l d"], observe: nn.Linear | None, observation: Float[Tensor, "s o"] | None
+) -> Float[Tensor, "s m d"]:
+    """The embedded codes, and one token more for the observation where a decoder is conditioned on it."""
+    if observe is None:
+        return embedded
+    if observation is None:
+        raise ConfigError("this decoder is conditioned on the observation: pass it to decode")
+    return torch.cat([embedded, observe(observation)[:, None]], dim=1)
+
+
+class QueryDecoder(nn.Module):
+    """A sinusoidal query for each step, causal self-attention, cross-attention to all codes (arXiv 2407.15840, 2602.04215)."""
+
+    queries: Tensor
+    positions: Tensor
+
+    def __init__(self, config: ChunkDecoderConfig, positions: int, outputs: int) -> None:
+        super().__init__()
+        width = config.transformer.width
+        self.observe = nn.Linear(config.observation, width) if config.observation else None
+        tokens = positions + (1 if config.observation else 0)
+        self.register_buffer("queries", sinusoidal_positions(config.horizon, width), persistent=False)
+        self.register_buffer("positions", sinusoidal_positions(tokens, width), persistent=False)
+        self.blocks = nn.ModuleList(DecoderBlock(config.transformer) for _ in range(config.transformer.layers))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, config.channels * outputs)
+
+    def forward(
+        self, embedded: Float[Tensor, "s l d"], observation: Float[Tensor, "s o"] | None = None
+    ) -> Float[Tensor, "s h p"]:
+        memory = with_observation(embedded, self.observe, observation) + self.positions
+        x = self.queries.expand(len(embedded), -1, -1)
+        for block in cast("list[DecoderBlock]", list(self.blocks)):
+            x = block(x, block.cross.memory(memory), k=1)
+        return self.head(self.norm(x))
+
+
+class SumDecoder(nn.Module):
+    """An MLP of the sum of the codes' vectors, as VQ-BeT decodes residual codes (Lee et al. 2024, arXiv 2403.03181)."""
+
+    def __init__(self, config: ChunkDecoderConfig, positions: int, outputs: int) -> None:
+        super().__init__()
+        width = config.transformer.width
+        hidden = config.transformer.mlp_ratio * width
+        self.observe = nn.Linear(config.observation, width) if config.observation else None
+        self.shape = (config.horizon, config.channels * outputs)
+        self.mlp = nn.Sequential(
+            *(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()),
+            nn.Linear(hidden, config.horizon * config.channels * outputs),
+        )
+
+    def forward(
+        self, embedded: Float[Tensor, "s l d"], observation: Float[Tensor, "s o"] | None = None
+    ) -> Float[Tensor, "s h p"]:
+        return self.mlp(with_observation(embedded, self.observe, observation).sum(1)).unflatten(1, self.shape)
 
 
 class MLPDecoder(nn.Module):
@@ -156,7 +214,7 @@ def make_decoder(config: DecoderConfig, positions: int, width: int, outputs: int
     if isinstance(config, ChunkDecoderConfig):
         if config.transformer.width != width:
             raise ConfigError(f"chunk decoder of width {config.transformer.width} under codes of width {width}: use one width")
-        return ChunkDecoder(config, positions, outputs)
+        return {"conv": ChunkDecoder, "queries": QueryDecoder, "sum": SumDecoder}[config.kind](config, positions, outputs)
     if isinstance(config, MLPDecoderConfig):
         return MLPDecoder(config, positions, width, outputs)
     return ConvDecoder(config, positions, width, outputs)

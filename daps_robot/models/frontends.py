@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
+import torch
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from daps_robot.errors import ConfigError
-from daps_robot.models.blocks import TransformerConfig, TransformerEncoder
+from daps_robot.models.blocks import TransformerConfig, TransformerEncoder, causal_mask
 
 
 @dataclass(frozen=True)
 class ChunkFrontEndConfig:
-    """Action chunks or motion windows: a 1-D convolution from h steps to m tokens, then self-attention.
+    """Action chunks or motion windows: from h steps to m memory tokens.
 
     Attributes:
         horizon: steps h.
         channels: dimension of a step, a.
-        tokens: memory tokens m; h must divide or be divided by it.
+        tokens: memory tokens m; h must divide or be divided by it (registers: any number).
         transformer: the self-attention stack.
+        kind: "conv", a 1-D convolution, then self-attention; "causal", strided convolutions and self-attention in which a token
+            sees no later step (QueST, arXiv 2407.15840); "registers", learned tokens that attend to all steps and to the
+            registers before them (OAT, arXiv 2602.04215).
     """
 
     horizon: int = 16
     channels: int = 7
     tokens: int = 8
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
+    kind: Literal["conv", "causal", "registers"] = "conv"
 
     def __post_init__(self) -> None:
         if min(self.horizon, self.channels, self.tokens) < 1:
@@ -147,6 +153,50 @@ class ChunkFrontEnd(nn.Module):
         return self.encoder(self.embed(x))
 
 
+class CausalFrontEnd(nn.Module):
+    """QueST's encoder (Mete et al. 2024, arXiv 2407.15840): token j sees the steps up to the end of its own h/m, and no later."""
+
+    def __init__(self, config: ChunkFrontEndConfig) -> None:
+        super().__init__()
+        factor, rest = divmod(config.horizon, config.tokens)
+        if rest:
+            raise ConfigError(
+                f"{config.horizon} steps do not fall into {config.tokens} equal parts: choose --positions that divide --horizon"
+            )
+        width = config.transformer.width
+        self.embed = nn.Linear(config.channels, width)
+        strides = []
+        while factor > 1:
+            strides.append(2 if factor % 2 == 0 else factor)
+            factor //= strides[-1]
+        # padded on the left alone
+        layers = [(nn.ConstantPad1d((s, 0), 0.0), nn.Conv1d(width, width, 2 * s, stride=s), nn.ReLU()) for s in strides]
+        self.convolutions = nn.Sequential(*(layer for three in layers for layer in three))
+        mask = causal_mask(config.tokens, config.tokens, like=torch.zeros(()))
+        self.encoder = TransformerEncoder(config.transformer, config.tokens, mask)
+
+    def forward(self, x: Float[Tensor, "b h a"]) -> Float[Tensor, "b m d"]:
+        y = self.convolutions(rearrange(self.embed(x), "b h d -> b d h"))
+        return self.encoder(rearrange(y, "b d m -> b m d"))
+
+
+class RegisterFrontEnd(nn.Module):
+    """OAT's encoder (Liu et al. 2026, arXiv 2602.04215): steps see steps; register i sees all steps and registers ≤ i."""
+
+    def __init__(self, config: ChunkFrontEndConfig) -> None:
+        super().__init__()
+        steps, registers = config.horizon, config.tokens
+        self.embed = nn.Linear(config.channels, config.transformer.width)
+        self.registers = nn.Parameter(torch.randn(registers, config.transformer.width))
+        mask = causal_mask(steps + registers, steps + registers, like=torch.zeros(()))
+        mask[:, :steps] = 0
+        self.encoder = TransformerEncoder(config.transformer, steps + registers, mask)
+
+    def forward(self, x: Float[Tensor, "b h a"]) -> Float[Tensor, "b m d"]:
+        registers = self.registers.expand(len(x), -1, -1)
+        return self.encoder(torch.cat([self.embed(x), registers], dim=1))[:, -registers.shape[1] :]
+
+
 class PatchFrontEnd(nn.Module):
     def __init__(self, config: PatchFrontEndConfig) -> None:
         super().__init__()
@@ -189,7 +239,7 @@ class LabelFrontEnd(nn.Module):
 def make_front_end(config: FrontEndConfig | ObservationFrontEndConfig) -> nn.Module:
     """The front end that a configuration describes."""
     if isinstance(config, ChunkFrontEndConfig):
-        return ChunkFrontEnd(config)
+        return {"conv": ChunkFrontEnd, "causal": CausalFrontEnd, "registers": RegisterFrontEnd}[config.kind](config)
     if isinstance(config, PatchFrontEndConfig):
         return PatchFrontEnd(config)
     return ObservationFrontEnd(config)

@@ -1,6 +1,7 @@
 """LatentPolicy: observation history → codes → action chunk.
 
 o ──scaler──► observation front end ──memory──► π(z|o) ──codes──► the tokenizer's embedding and decoder ──► actions
+                         └──────────────────────── offset head (optional) ────────────────────────────► + ┘
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from daps_robot.data.normalize import Scaler
+from daps_robot.data.rotations import expand_quaternions
 from daps_robot.errors import ConfigError
+from daps_robot.models.action_tokenizer import ActionTokenizer, ActionTokenizerConfig, build_tokenizer
 from daps_robot.models.code_model import CodeModel, CodeModelConfig, EmbeddingHead, Memory
 from daps_robot.models.decoders import ChunkDecoderConfig
 from daps_robot.models.frontends import ChunkFrontEndConfig, ObservationFrontEnd, ObservationFrontEndConfig
@@ -34,18 +37,22 @@ class DecodingConfig:
         method: "expected" decodes the expected embedding along the most likely codes (see
             `sampling.expected_embedding`); "greedy" decodes those codes; "sample" draws codes; "consensus" draws
             `samples` of them and takes the ones whose chunk is nearest to the mean of all their chunks (minimum Bayes
-            risk under squared error); "beam" searches.
+            risk under squared error); "beam" searches. "auto" is "expected", or "consensus" where codes have no embedding
+            (bins, fast).
         temperature: of "sample".
         samples: of "consensus".
         consensus_temperature: of "consensus".
         beam_width: of "beam".
+        prefix: codes that are predicted, the first ones, for a tokenizer of which prefixes decode (nested dropout, fast): fewer
+            take less time; None predicts all.
     """
 
-    method: Literal["expected", "greedy", "sample", "consensus", "beam"] = "expected"
+    method: Literal["auto", "expected", "greedy", "sample", "consensus", "beam"] = "auto"
     temperature: float = 1.0
     samples: int = 16
     consensus_temperature: float = 0.7
     beam_width: int = 4
+    prefix: int | None = None
 
     def __post_init__(self) -> None:
         lowest = min(self.temperature, self.consensus_temperature)
@@ -66,23 +73,45 @@ class PolicyConfig:
         codes: the code model π(z|o).
         obs_keys: observation keys, in the order in which they are laid side by side.
         decoding: how codes are chosen.
-        embedding_head: predict codes by the tokenizer's embeddings of them (see `EmbeddingHead`).
+        embedding_head: predict codes by the tokenizer's embeddings of them (see `EmbeddingHead`), where it has one table of
+            them for all positions; else by a linear map.
+        quaternions: first columns of the observed quaternions (x y z w) that the networks see as 6-D rotations.
+        offset_head: add a predicted offset to the decoded chunk (see `OffsetHead`).
     """
 
-    tokenizer: TokenizerConfig
+    tokenizer: ActionTokenizerConfig
     obs_keys: tuple[str, ...]
     front_end: ObservationFrontEndConfig = field(default_factory=ObservationFrontEndConfig)
     codes: CodeModelConfig = field(default_factory=CodeModelConfig)
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
     embedding_head: bool = True
+    quaternions: tuple[int, ...] = ()
+    offset_head: bool = False
 
     def __post_init__(self) -> None:
+        self._check_tokenizer()
+        decoding, embeds = self.decoding, isinstance(self.tokenizer, TokenizerConfig)
+        if decoding.method == "auto":
+            object.__setattr__(self, "decoding", replace(decoding, method="expected" if embeds else "consensus"))
+        if decoding.method == "expected" and not embeds:
+            raise ConfigError(
+                "the codes of this tokenizer have no embeddings to mix: decode by consensus, greedy, sample or beam"
+            )
+        if decoding.prefix is not None and not (self.tokenizer.ordered and 1 <= decoding.prefix <= self.codes.positions):
+            raise ConfigError(
+                f"a prefix of {decoding.prefix} of {self.codes.positions} codes does not decode: "
+                "that takes at least 1 code of a tokenizer trained with --nested-dropout (or oat, fast)"
+            )
+
+    def _check_tokenizer(self) -> None:
         own, theirs = self.codes, self.tokenizer.codes
         if (own.positions, own.vocabulary) != (theirs.positions, theirs.vocabulary):
             raise ConfigError(
                 f"the policy predicts {own.positions} codes of {own.vocabulary}, "
                 f"its tokenizer has {theirs.positions} of {theirs.vocabulary}"
             )
+        if not isinstance(self.tokenizer, TokenizerConfig):
+            return
         if not isinstance(self.tokenizer.front_end, ChunkFrontEndConfig):
             raise ConfigError("a policy needs a tokenizer of action chunks")
         decoder = self.tokenizer.decoder
@@ -92,30 +121,55 @@ class PolicyConfig:
             )
 
 
+class OffsetHead(nn.Module):
+    """What a decoded chunk lacks, from the observation and that chunk (VQ-BeT, Lee et al. 2024, arXiv 2403.03181).
+
+    There the offset is chosen by the codes; here the chunk that they decode to says which they are, so that any tokenizer will
+    do. It starts at zero.
+    """
+
+    def __init__(self, width: int, numbers: int, hidden: int = 256) -> None:
+        super().__init__()
+        last = nn.Linear(hidden, numbers)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        layers = (nn.Linear(width + numbers, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), last)
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, tokens: Float[Tensor, "b m d"], chunk: Float[Tensor, "b h a"]) -> Float[Tensor, "b h a"]:
+        """All chunks normalised."""
+        return self.layers(torch.cat([tokens.mean(1), chunk.flatten(1)], dim=-1)).view(chunk.shape)
+
+
 class LatentPolicy(nn.Module):
     """π(z|o) over code sequences, and the tokenizer's decoder that turns them into action chunks."""
 
+    kind = "policy"
     needs_expert = False
+    execute = 4
 
-    def __init__(self, config: PolicyConfig, tokenizer: Tokenizer | None = None, scaler: Scaler | None = None) -> None:
+    def __init__(self, config: PolicyConfig, tokenizer: ActionTokenizer | None = None, scaler: Scaler | None = None) -> None:
         super().__init__()
         self.config = config
         self.scaler = scaler or Scaler.identity(config.front_end.channels)
         self.front_end = ObservationFrontEnd(config.front_end)
         self.code_model = CodeModel(config.codes)
-        self.tokenizer = (tokenizer or Tokenizer(config.tokenizer)).requires_grad_(False)
-        if config.embedding_head:
-            vectors = self.tokenizer.embedding.weight
-            self.code_model.head = EmbeddingHead(config.codes.transformer.width, vectors)
-        self.obs_keys, self.observation_dim = config.obs_keys, config.front_end.channels
+        self.tokenizer = (tokenizer or build_tokenizer(config.tokenizer)).requires_grad_(False)
+        if config.embedding_head and isinstance(self.tokenizer, Tokenizer) and len(self.tokenizer.tables) == 1:
+            self.code_model.head = EmbeddingHead(config.codes.transformer.width, self.tokenizer.tables[0])
+        self.obs_keys, self.observation_dim = config.obs_keys, config.front_end.channels - 2 * len(config.quaternions)
         self.history = config.front_end.history
-        chunk = config.tokenizer.front_end
-        assert isinstance(chunk, ChunkFrontEndConfig)
-        self.horizon, self.action_dim = chunk.horizon, chunk.channels
+        self.horizon, self.action_dim = self.tokenizer.horizon, self.tokenizer.action_dim
+        width, numbers = config.front_end.transformer.width, self.horizon * self.action_dim
+        self.offset = OffsetHead(width, numbers) if config.offset_head else None
+
+    def observe(self, observations: Float[Tensor, "b n o"]) -> Float[Tensor, "b m d"]:
+        """Memory tokens of observations (in their own units)."""
+        return self.front_end(self.scaler.normalize(expand_quaternions(observations, self.config.quaternions)))
 
     def prepare(self, observations: Float[Tensor, "b n o"]) -> Memory:
         """Encode observations (in their own units) once, for whatever is then drawn or scored."""
-        return self.code_model.prepare(self.front_end(self.scaler.normalize(observations)))
+        return self.code_model.prepare(self.observe(observations))
 
     def log_prob(self, observations: Float[Tensor, "b n o"], codes: Int[Tensor, "b k l"]) -> Float[Tensor, "b k l"]:
         """log π(z_i | z_<i, o) in nats of every position."""
@@ -127,18 +181,21 @@ class LatentPolicy(nn.Module):
 
         `keys` key the noise of drawn codes, row by row.
         """
-        memory, decoding = self.prepare(observations), self.config.decoding
+        return self._codes(self.prepare(observations), observations, keys)
+
+    def _codes(self, memory: Memory, observations: Tensor, keys: Int[np.ndarray, " b"] | None) -> Int[Tensor, "b l"]:
+        decoding, length = self.config.decoding, self.config.decoding.prefix
         if decoding.method in ("expected", "greedy"):
-            return greedy(self.code_model, memory).codes[:, 0]
+            return greedy(self.code_model, memory, length).codes[:, 0]
         if decoding.method == "beam":
-            return beam(self.code_model, memory, decoding.beam_width)[0][:, 0]
+            return beam(self.code_model, memory, decoding.beam_width, length)[0][:, 0]
         if keys is None:
             raise ConfigError("drawing codes needs a key per row, so that its noise is repeatable")
         consensus = decoding.method == "consensus"
         draws, temperature = (decoding.samples, decoding.consensus_temperature) if consensus else (1, decoding.temperature)
         noise = [np.random.default_rng(int(key)).random((draws, self.config.codes.positions)) for key in keys]
         uniforms = torch.from_numpy(np.stack(noise)).float().clamp_(max=1 - 2**-24).to(observations.device)
-        codes = sample(self.code_model, memory, uniforms, temperature).codes
+        codes = sample(self.code_model, memory, uniforms[..., :length], temperature).codes
         if draws == 1:
             return codes[:, 0]
         chunks = self.tokenizer.scaler.normalize(self.tokenizer.decode(codes, observations[:, -1]))
@@ -148,12 +205,18 @@ class LatentPolicy(nn.Module):
     @torch.no_grad()
     def chunks(self, observations: Float[Tensor, "b n o"], keys: Int[np.ndarray, " b"] | None = None) -> Float[Tensor, "b h a"]:
         """One action chunk per observation, both in the environment's units."""
-        table = self.tokenizer.embedding
-        if self.config.decoding.method == "expected":
-            embedded = expected_embedding(self.code_model, self.prepare(observations), table.weight)
+        tokenizer, tokens, decoding = self.tokenizer, self.observe(observations), self.config.decoding
+        memory = self.code_model.prepare(tokens)
+        if decoding.method == "expected":
+            assert isinstance(tokenizer, Tokenizer)
+            embedded = expected_embedding(self.code_model, memory, tokenizer.tables, decoding.prefix)
+            decoded = tokenizer.decode_embedded(embedded[:, None], observations[:, -1])[:, 0]
         else:
-            embedded = table(self.codes(observations, keys))
-        return self.tokenizer.decode_embedded(embedded[:, None], observations[:, -1])[:, 0]
+            decoded = tokenizer.decode(self._codes(memory, observations, keys)[:, None], observations[:, -1])[:, 0]
+        if self.offset is None:
+            return decoded
+        normalised = tokenizer.scaler.normalize(decoded)
+        return tokenizer.scaler.denormalize(normalised + self.offset(tokens, normalised))
 
     @torch.no_grad()
     def plan(self, request: PlanRequest) -> Float[np.ndarray, "b h a"]:
@@ -169,7 +232,7 @@ class LatentPolicy(nn.Module):
 
     def save_pretrained(self, directory: Path) -> None:
         """Write everything that acting needs, the tokenizer included."""
-        save_pretrained(self, self.config, "policy", directory)
+        save_pretrained(self, self.config, self.kind, directory)
 
     @classmethod
     def from_pretrained(cls, directory: Path) -> LatentPolicy:
@@ -178,5 +241,5 @@ class LatentPolicy(nn.Module):
         Raises:
             CheckpointError: the directory holds none, or a damaged or later one.
         """
-        config, tensors = load_pretrained(PolicyConfig, "policy", directory)
+        config, tensors = load_pretrained(PolicyConfig, cls.kind, directory)
         return restore(lambda: cls(config), tensors, directory)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from daps_robot.errors import ConfigError
 from daps_robot.models.code_model import CodeModel, CodeModelConfig, CodeTrunk, LatticeHead, Memory
-from daps_robot.models.quantizers import FSQ, VQ, embed_codebook, fsq_levels
+from daps_robot.models.quantizers import FSQ, VQ, ResidualVQ, embed_codebook, fsq_levels
 from daps_robot.parallel import noise
 
 
@@ -31,13 +31,26 @@ def levels_for(config: CodeModelConfig, levels: tuple[int, ...] | None) -> tuple
     return levels
 
 
-class TrunkPosterior(nn.Module):
-    """A factorised trunk and a linear map of its outputs."""
+class NoTrunk(nn.Module):
+    """In place of a trunk: the memory tokens themselves, as many as there are positions."""
 
-    def __init__(self, config: CodeModelConfig, outputs: int) -> None:
+    def prepare(self, memory: Float[Tensor, "b l d"]) -> Memory:
+        return [(memory, memory)]
+
+    def all_positions(self, memory: Memory) -> Float[Tensor, "b l d"]:
+        return memory[0][0]
+
+
+class TrunkPosterior(nn.Module):
+    """A factorised trunk (or none) and a linear map of its outputs."""
+
+    project_in: nn.Module
+
+    def __init__(self, config: CodeModelConfig, outputs: int, trunk: bool = True) -> None:
         super().__init__()
         self.config = config
-        self.trunk = CodeTrunk(CodeModelConfig(config.positions, config.vocabulary, False, config.transformer))
+        factorised = CodeModelConfig(config.positions, config.vocabulary, False, config.transformer)
+        self.trunk = CodeTrunk(factorised) if trunk else NoTrunk()
         self.project_in = nn.Linear(config.transformer.width, outputs)
 
     def prepare(self, memory: Float[Tensor, "b m d"]) -> Memory:
@@ -50,12 +63,16 @@ class TrunkPosterior(nn.Module):
 class QuantizedPosterior(TrunkPosterior):
     """The trunk's outputs quantised, and the linear map that embeds the quantised values."""
 
-    def __init__(self, config: CodeModelConfig, kind: str, levels: tuple[int, ...] | None = None, dimensions: int = 8) -> None:
+    quantizer: FSQ | VQ | ResidualVQ
+
+    def __init__(
+        self, config: CodeModelConfig, kind: str, levels: tuple[int, ...] | None = None, dimensions: int = 8, trunk: bool = True
+    ) -> None:
         if kind == "fsq":
             levels = levels_for(config, levels)
             dimensions = len(levels)
-        super().__init__(config, dimensions)
-        self.quantizer: FSQ | VQ = FSQ(levels) if kind == "fsq" and levels else VQ(config.vocabulary, dimensions)
+        super().__init__(config, dimensions, trunk)
+        self.quantizer = FSQ(levels) if kind == "fsq" and levels else VQ(config.vocabulary, dimensions)
         self.project_out = nn.Linear(dimensions, config.transformer.width)
 
     @property
@@ -79,6 +96,33 @@ class QuantizedPosterior(TrunkPosterior):
         embedding.weight[: len(table)] = table
 
 
+class ResidualPosterior(QuantizedPosterior):
+    """One vector for the whole chunk, an MLP of its memory tokens, quantised level by level: position i is level i."""
+
+    quantizer: ResidualVQ
+
+    def __init__(self, config: CodeModelConfig, tokens: int, dimensions: int) -> None:
+        TrunkPosterior.__init__(self, config, dimensions, trunk=False)
+        width, hidden = config.transformer.width, config.transformer.mlp_ratio * config.transformer.width
+        self.project_in = nn.Sequential(nn.Flatten(), nn.Linear(tokens * width, hidden), nn.ReLU(), nn.Linear(hidden, dimensions))
+        self.quantizer = ResidualVQ(config.positions, config.vocabulary, dimensions)
+        self.project_out = nn.Linear(dimensions, width, bias=False)
+
+    @property
+    def bits(self) -> float:
+        return self.config.bits
+
+    def quantize(self, memory: Memory) -> tuple[Float[Tensor, "b l d"], Int[Tensor, "b l"]]:
+        return self.quantize_latents(self.latents(memory))
+
+    def quantize_latents(self, latents: Float[Tensor, "b n"]) -> tuple[Float[Tensor, "b l d"], Int[Tensor, "b l"]]:
+        """As `quantize`; the straight-through gradient is shared out over the levels, so that their sum has it once."""
+        codes = self.quantizer(latents)
+        levels = self.config.positions
+        values = self.quantizer.vectors[torch.arange(levels, device=codes.device), codes]
+        return self.project_out(values + (latents - latents.detach())[:, None] / levels), codes
+
+
 class GaussianPosterior(TrunkPosterior):
     """A Gaussian at each position, of the embedding's width; its prior is N(0, 1) (Kingma & Welling 2014). No codes."""
 
@@ -90,14 +134,14 @@ class GaussianPosterior(TrunkPosterior):
         mean, log_variance = self.latents(memory).float().chunk(2, dim=-1)
         return mean, log_variance.clamp(-20, 20)
 
-    def draw(self, memory: Memory, k: int | None) -> tuple[Float[Tensor, "b k l d"], Float[Tensor, "b k"]]:
-        """k samples with a reparametrised gradient (None: the mean, as one), and the KL to the prior in nats."""
+    def draw(self, memory: Memory, k: int | None) -> tuple[Float[Tensor, "b k l d"], Float[Tensor, "b k l"]]:
+        """k samples with a reparametrised gradient (None: the mean, as one), and the KL to the prior of each position, nats."""
         mean, log_variance = self.moments(memory)
-        kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum((1, 2))[:, None]
+        kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(-1)[:, None]
         if k is None:
             return mean[:, None], kl
         standard = noise(lambda t: t.normal_(), (len(mean), k, *mean.shape[1:]), mean.device)
-        return mean[:, None] + (0.5 * log_variance).exp()[:, None] * standard, kl.expand(-1, k)
+        return mean[:, None] + (0.5 * log_variance).exp()[:, None] * standard, kl.expand(-1, k, -1)
 
 
 @dataclass(frozen=True)
@@ -105,25 +149,29 @@ class PosteriorConfig:
     """A posterior other than a plain code model.
 
     Attributes:
-        kind: "lattice", a code model whose codes lie on a grid (see `LatticeHead`); or in place of a code model "fsq", "vq" or
-            "gaussian".
+        kind: "lattice", a code model whose codes lie on a grid (see `LatticeHead`); or in place of a code model "fsq", "vq",
+            "rvq" or "gaussian".
         levels: of a lattice or of FSQ; None chooses them from the vocabulary.
-        dimensions: of a VQ codebook's vectors; low ones keep more of them in use (Yu et al. 2022, arXiv 2110.04627).
+        dimensions: of a codebook's vectors; low ones keep more of them in use (Yu et al. 2022, arXiv 2110.04627).
+        trunk: of "fsq" and "vq", whether learned queries attend to the memory; without, the memory tokens are quantised.
     """
 
-    kind: Literal["lattice", "fsq", "vq", "gaussian"] = "fsq"
+    kind: Literal["lattice", "fsq", "vq", "rvq", "gaussian"] = "fsq"
     levels: tuple[int, ...] | None = None
     dimensions: int = 8
+    trunk: bool = True
 
     def __post_init__(self) -> None:
-        if self.kind not in ("lattice", "fsq", "vq", "gaussian"):
-            raise ConfigError(f"posterior kind {self.kind!r}: use 'lattice', 'fsq', 'vq' or 'gaussian'")
+        if self.kind not in ("lattice", "fsq", "vq", "rvq", "gaussian"):
+            raise ConfigError(f"posterior kind {self.kind!r}: use 'lattice', 'fsq', 'vq', 'rvq' or 'gaussian'")
         if self.dimensions < 1:
             raise ConfigError(f"a codebook of {self.dimensions} dimensions: use at least 1")
 
 
-def make_posterior(config: PosteriorConfig | None, codes: CodeModelConfig) -> CodeModel | QuantizedPosterior | GaussianPosterior:
-    """The posterior that a configuration describes; None, a plain code model."""
+def make_posterior(
+    config: PosteriorConfig | None, codes: CodeModelConfig, tokens: int = 0
+) -> CodeModel | QuantizedPosterior | GaussianPosterior:
+    """The posterior that a configuration describes (None, a plain code model), over a memory of so many tokens."""
     if config is None:
         return CodeModel(codes)
     if config.kind == "lattice":
@@ -133,4 +181,8 @@ def make_posterior(config: PosteriorConfig | None, codes: CodeModelConfig) -> Co
         return model
     if config.kind == "gaussian":
         return GaussianPosterior(codes)
-    return QuantizedPosterior(codes, config.kind, config.levels, config.dimensions)
+    if config.kind == "rvq":
+        return ResidualPosterior(codes, tokens, config.dimensions)
+    if not config.trunk and tokens != codes.positions:
+        raise ConfigError(f"{tokens} memory tokens cannot be {codes.positions} codes: a posterior without trunk needs as many")
+    return QuantizedPosterior(codes, config.kind, config.levels, config.dimensions, config.trunk)

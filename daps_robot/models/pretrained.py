@@ -33,6 +33,22 @@ def save_pretrained(module: nn.Module, config: Any, kind: str, directory: Path) 
         raise RunDirectoryError(f"cannot write {directory}: {error.strerror}") from error
 
 
+def saved_kind(directory: Path) -> str:
+    """Which kind of model a directory holds.
+
+    Raises:
+        CheckpointError: none, or a damaged one.
+    """
+    path = Path(directory) / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"{directory} holds no saved model (no config.json): give the directory of a trained one")
+    try:
+        values = load_json(path)
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
+    return str(values.get("format") if isinstance(values, dict) else values).removeprefix("daps_robot/")
+
+
 def load_pretrained(cls: type[C], kind: str, directory: Path) -> tuple[C, dict[str, Tensor]]:
     """The configuration (an instance of `cls`) and the tensors of a saved model.
 

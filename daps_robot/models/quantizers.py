@@ -101,7 +101,32 @@ class VQ(nn.Module):
         return self.vectors
 
 
-def embed_codebook(quantizer: FSQ | VQ, project_out: nn.Linear) -> Float[Tensor, "v d"]:
+class ResidualVQ(nn.Module):
+    """l codebooks, each for what those before it leave over (arXiv 2107.03312, algorithm 1): z ≈ Σ_i c_i[z_i].
+
+    Training moves them from outside.
+    """
+
+    vectors: Tensor
+
+    def __init__(self, levels: int, vocabulary: int, dimensions: int) -> None:
+        super().__init__()
+        self.register_buffer("vectors", torch.randn(levels, vocabulary, dimensions))
+
+    def forward(self, z: Float[Tensor, "b n"]) -> Int[Tensor, "b l"]:
+        """The nearest vector of each codebook in turn."""
+        rest, codes = z.float(), []
+        for vectors in self.vectors:
+            codes.append(torch.cdist(rest, vectors).argmin(-1))
+            rest = rest - vectors[codes[-1]]
+        return torch.stack(codes, dim=-1)
+
+    def codebook(self) -> Float[Tensor, "w n"]:
+        """All l·v vectors, one codebook after another."""
+        return self.vectors.flatten(0, 1)
+
+
+def embed_codebook(quantizer: FSQ | VQ | ResidualVQ, project_out: nn.Linear) -> Float[Tensor, "v d"]:
     """What each code embeds to, in float32 under any autocast, so that a lookup decodes exactly as the quantiser did."""
     codebook = quantizer.codebook()
     with torch.autocast(codebook.device.type, enabled=False):

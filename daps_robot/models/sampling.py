@@ -23,12 +23,12 @@ class CodeSample(NamedTuple):
 
     Attributes:
         codes: (b k l) int64.
-        log_prob: (b k) nats.
+        log_prob: (b k l) nats, of each code given those before it.
         entropy: (b k l) nats, exact entropy of each position's conditional given the sampled prefix.
     """
 
     codes: Int[Tensor, "b k l"]
-    log_prob: Float[Tensor, "b k"]
+    log_prob: Float[Tensor, "b k l"]
     entropy: Float[Tensor, "b k l"]
 
 
@@ -41,7 +41,7 @@ def inverse_cdf(probs: Float[Tensor, "... v"], uniforms: Float[Tensor, ...]) -> 
 
 @torch.no_grad()
 def sample(model: CodeModel, memory: Memory, uniforms: Float[Tensor, "b k l"], temperature: float = 1.0) -> CodeSample:
-    """Draw k code sequences per input, one position after another (all at once if factorised).
+    """Draw k code sequences per input, one position after another (all at once if factorised), or their first codes alone.
 
     The memory is encoded once and position 0 computed once for all k samples. `log_prob` and `entropy` are those of the
     distribution that was sampled, so at another temperature than 1 they are not the model's own.
@@ -53,7 +53,7 @@ def sample(model: CodeModel, memory: Memory, uniforms: Float[Tensor, "b k l"], t
         raise ConfigError(f"temperature {temperature} must be positive; for the most likely codes use greedy decoding")
     b, k, length = uniforms.shape
     codes = torch.empty(b, k, length, dtype=torch.long, device=uniforms.device)
-    log_prob = torch.zeros(b, k, device=uniforms.device)
+    log_prob = torch.empty(b, k, length, device=uniforms.device)
     entropy = torch.empty(b, k, length, device=uniforms.device)
     steps = _Steps(model, memory, k)
     for i in range(length):
@@ -61,57 +61,63 @@ def sample(model: CodeModel, memory: Memory, uniforms: Float[Tensor, "b k l"], t
         probs = log_probs.exp()
         entropy[..., i] = -(probs * log_probs).sum(-1)
         codes[..., i] = inverse_cdf(probs.expand(b, k, -1), uniforms[..., i])
-        log_prob += log_probs.expand(b, k, -1).gather(-1, codes[..., i : i + 1])[..., 0]
+        log_prob[..., i] = log_probs.expand(b, k, -1).gather(-1, codes[..., i : i + 1])[..., 0]
     torch.clear_autocast_cache()  # weights that were cast without a gradient must not be taken by the update (before torch 2.11)
     return CodeSample(codes, log_prob, entropy)
 
 
 @torch.no_grad()
-def greedy(model: CodeModel, memory: Memory) -> CodeSample:
-    """The most likely code at each position given those before it (k = 1)."""
-    b, length = len(memory[0][0]), model.config.positions
+def greedy(model: CodeModel, memory: Memory, length: int | None = None) -> CodeSample:
+    """The most likely code at each position given those before it (k = 1); `length` first ones, or all."""
+    b, length = len(memory[0][0]), length or model.config.positions
     device = memory[0][0].device
     codes = torch.empty(b, 1, length, dtype=torch.long, device=device)
-    log_prob = torch.zeros(b, 1, device=device)
+    log_prob = torch.empty(b, 1, length, device=device)
     entropy = torch.empty(b, 1, length, device=device)
     steps = _Steps(model, memory, 1)
     for i in range(length):
         log_probs = torch.log_softmax(steps.logits(codes, i), dim=-1)
         entropy[..., i] = -(log_probs.exp() * log_probs).sum(-1)
-        best, codes[..., i] = log_probs.max(-1)
-        log_prob += best
+        log_prob[..., i], codes[..., i] = log_probs.max(-1)
     return CodeSample(codes, log_prob, entropy)
 
 
 @torch.no_grad()
-def expected_embedding(model: CodeModel, memory: Memory, embedding: Float[Tensor, "v d"]) -> Float[Tensor, "b l d"]:
-    """Σ_z p(z_i = z | z_<i) e_z at each position i, along the most likely prefix z_<i.
+def expected_embedding(
+    model: CodeModel, memory: Memory, tables: Float[Tensor, "t v d"], length: int | None = None
+) -> Float[Tensor, "b l d"]:
+    """Σ_z p(z_i = z | z_<i) e_z at each position i, along the most likely prefix z_<i; of `length` first positions, or all.
+
+    `tables` embed the codes: one for all positions, or one for each.
 
     Decoded, it comes near the mean of the chunks that the model finds likely, for the price of one: what differs between
     them at random averages out, while the prefix keeps them to one plan.
     """
-    codes = torch.empty(len(memory[0][0]), 1, model.config.positions, dtype=torch.long, device=embedding.device)
+    length = length or model.config.positions
+    codes = torch.empty(len(memory[0][0]), 1, length, dtype=torch.long, device=tables.device)
     steps = _Steps(model, memory, 1)
     expected = []
-    for i in range(model.config.positions):
+    for i in range(length):
         logits = steps.logits(codes, i)
         codes[..., i] = logits.argmax(-1)
-        expected.append(torch.softmax(logits[:, 0], dim=-1) @ embedding)
+        expected.append(torch.softmax(logits[:, 0], dim=-1) @ tables[i % len(tables)])
     return torch.stack(expected, dim=1)
 
 
 @torch.no_grad()
-def beam(model: CodeModel, memory: Memory, width: int) -> tuple[Int[Tensor, "b w l"], Float[Tensor, "b w"]]:
+def beam(
+    model: CodeModel, memory: Memory, width: int, length: int | None = None
+) -> tuple[Int[Tensor, "b w l"], Float[Tensor, "b w"]]:
     """The `width` most likely sequences that beam search finds, best first, with their log-probabilities in nats.
 
-    Fewer where fewer sequences exist. For a factorised model the result is exact.
+    Of `length` first codes, or all. Fewer where fewer sequences exist. For a factorised model the result is exact.
 
     Raises:
         ConfigError: width is below 1.
     """
     if width < 1:
         raise ConfigError(f"beam width {width} must be at least 1")
-    b, length, vocabulary = len(memory[0][0]), model.config.positions, model.config.vocabulary
+    b, length, vocabulary = len(memory[0][0]), length or model.config.positions, model.config.vocabulary
     codes = torch.zeros(b, 1, length, dtype=torch.long, device=memory[0][0].device)
     scores = torch.zeros(b, 1, device=codes.device)
     steps = _Steps(model, memory, 1)

@@ -22,7 +22,14 @@ from daps_robot.models.code_model import CodeModel, CodeModelConfig, Memory
 from daps_robot.models.decoders import ChunkDecoderConfig, DecoderConfig, make_decoder
 from daps_robot.models.frontends import ChunkFrontEndConfig, FrontEndConfig, make_front_end
 from daps_robot.models.likelihoods import LikelihoodConfig, make_likelihood
-from daps_robot.models.posteriors import GaussianPosterior, PosteriorConfig, QuantizedPosterior, make_posterior
+from daps_robot.models.posteriors import (
+    GaussianPosterior,
+    PosteriorConfig,
+    QuantizedPosterior,
+    ResidualPosterior,
+    make_posterior,
+)
+from daps_robot.models.prefixes import check_codes, seen_codes
 from daps_robot.models.pretrained import load_pretrained, restore, save_pretrained
 from daps_robot.models.sampling import CodeSample, greedy, sample
 from daps_robot.parallel import uniform
@@ -39,6 +46,8 @@ class TokenizerConfig:
         likelihood: p(x|z).
         posterior: another posterior in place of the code model.
         obs_keys: observation keys, in order, that a conditioned decoder reads.
+        nested_dropout: order the codes (Rippel et al. 2014, arXiv 1402.0915): in training the decoder sees a random prefix of an
+            example's codes and a learned mask in place of the rest, so that afterwards any prefix decodes.
     """
 
     codes: CodeModelConfig = field(default_factory=CodeModelConfig)
@@ -47,6 +56,12 @@ class TokenizerConfig:
     likelihood: LikelihoodConfig = field(default_factory=LikelihoodConfig)
     posterior: PosteriorConfig | None = None
     obs_keys: tuple[str, ...] = ()
+    nested_dropout: bool = False
+
+    @property
+    def ordered(self) -> bool:
+        """Whether a prefix of the codes decodes."""
+        return self.nested_dropout
 
 
 class Inputs(NamedTuple):
@@ -56,11 +71,13 @@ class Inputs(NamedTuple):
         x: (b *x) what is encoded and reconstructed.
         mask: (b h) True where a step counts, or None where all do.
         observation: (b o) what a conditioned decoder sees, or None.
+        kept: (b) how many leading codes of each example the decoder sees (nested dropout), or None where it sees all.
     """
 
     x: Float[Tensor, b * x]
     mask: Bool[Tensor, "b h"] | None = None
     observation: Float[Tensor, "b o"] | None = None
+    kept: Int[Tensor, " b"] | None = None
 
     def part(self, part: slice) -> Inputs:
         """Some of the examples."""
@@ -94,9 +111,13 @@ class Tokenizer(nn.Module):
         self.obs_scaler = (obs_scaler or Scaler.identity(int(conditioned))) if conditioned else None
         self.likelihood = make_likelihood(config.likelihood, channels)
         self.front_end = make_front_end(config.front_end)
-        self.posterior = make_posterior(config.posterior, codes)
-        self.embedding = nn.Embedding(codes.vocabulary, codes.transformer.width)
+        tokens = config.front_end.tokens if isinstance(config.front_end, ChunkFrontEndConfig) else 0
+        self.posterior = make_posterior(config.posterior, codes, tokens)
+        tables = codes.positions if isinstance(self.posterior, ResidualPosterior) else 1  # a table for each position, or one
+        self.embedding = nn.Embedding(tables * codes.vocabulary, codes.transformer.width)
         self.decoder = make_decoder(config.decoder, codes.positions, codes.transformer.width, self.likelihood.outputs)
+        masked = config.nested_dropout
+        self.mask_embedding = nn.Parameter(torch.randn(codes.transformer.width)) if masked else None
 
     history = 1
 
@@ -115,6 +136,11 @@ class Tokenizer(nn.Module):
         if not isinstance(self.config.front_end, ChunkFrontEndConfig):
             raise ConfigError("a tokenizer of images has no horizon")
         return self.config.front_end.horizon
+
+    @property
+    def action_dim(self) -> int:
+        """Dimension of an action, a; of pictures, their channels."""
+        return self.config.front_end.channels
 
     @property
     def bits(self) -> float:
@@ -144,24 +170,39 @@ class Tokenizer(nn.Module):
             codes = posterior.quantize(memory)[1][:, None]
         k = 1 if uniforms is None else uniforms.shape[1]
         zeros = torch.zeros(len(codes), k, codes.shape[-1], device=codes.device)
-        return CodeSample(codes.expand(-1, k, -1), zeros[..., 0], zeros)
+        return CodeSample(codes.expand(-1, k, -1), zeros, zeros)
 
     @torch.no_grad()
     def encoded(self, memory: Memory, k: int | None = None) -> Encoded:
         """k samples of the posterior, or its most likely value (k = 1), whatever its kind; a quantiser has but one."""
         if isinstance(self.posterior, GaussianPosterior):
             embedded, kl = self.posterior.draw(memory, k)
-            return Encoded(embedded, None, kl)
+            return Encoded(embedded, None, kl.sum(-1))
         codes = self.config.codes
         stochastic = isinstance(self.posterior, CodeModel)
         keys = memory[0][0]
         uniforms = uniform(len(keys), k, codes.positions, device=keys.device) if k and stochastic else None
         z = self.draw(memory, uniforms)
         kl = codes.bits * math.log(2) - z.entropy.sum(-1)
-        return Encoded(self.embedding(z.codes), z.codes, kl if stochastic else None)
+        return Encoded(self.embed(z.codes), z.codes, kl if stochastic else None)
+
+    @property
+    def tables(self) -> Float[Tensor, "t v d"]:
+        """The embeddings of the codes: one table for all positions, or one for each."""
+        return self.embedding.weight.unflatten(0, (-1, self.config.codes.vocabulary))
+
+    def embed(self, codes: Int[Tensor, "b k l"]) -> Float[Tensor, "b k l d"]:
+        """What the decoder reads."""
+        if len(self.tables) > 1:
+            codes = codes + self.config.codes.vocabulary * torch.arange(codes.shape[-1], device=codes.device)
+        return self.embedding(codes)
 
     def decoder_params(self, embedded: Float[Tensor, "b k l d"], inputs: Inputs) -> Float[Tensor, "b k *x p"]:
-        """The likelihood's parameters given embedded codes."""
+        """The likelihood's parameters given embedded codes; of an ordered tokenizer they may be a prefix of all.
+
+        Codes past `inputs.kept`, or past the prefix, are replaced by the mask.
+        """
+        embedded = self._masked(embedded, inputs.kept)
         b, k = embedded.shape[:2]
         observation = None
         if inputs.observation is not None and self.obs_scaler is not None:
@@ -171,7 +212,7 @@ class Tokenizer(nn.Module):
 
     def log_likelihood(self, codes: Int[Tensor, "b k l"], inputs: Inputs) -> Float[Tensor, "b k"]:
         """log p(x|z_k) in nats (of the normalised data)."""
-        return self.embedded_log_likelihood(self.embedding(codes), inputs)
+        return self.embedded_log_likelihood(self.embed(codes), inputs)
 
     def embedded_log_likelihood(self, embedded: Float[Tensor, "b k l d"], inputs: Inputs) -> Float[Tensor, "b k"]:
         """As `log_likelihood`, from embedded codes."""
@@ -197,18 +238,13 @@ class Tokenizer(nn.Module):
 
     @torch.no_grad()
     def decode(self, codes: Int[Tensor, "b k l"], observation: Float[Tensor, "b o"] | None = None) -> Float[Tensor, "b k *x"]:
-        """Reconstructions in the data's units; every sequence of codes decodes.
+        """Reconstructions in the data's units; every sequence of codes decodes, with nested dropout every prefix of one.
 
         Raises:
-            ConfigError: a code lies outside the vocabulary, or the sequences have another length.
+            ConfigError: a code lies outside the vocabulary, or the sequences have a length that does not decode.
         """
-        size = self.config.codes
-        if codes.shape[-1] != size.positions or (codes.numel() and not 0 <= codes.min() <= codes.max() < size.vocabulary):
-            raise ConfigError(
-                f"this tokenizer decodes {size.positions} codes from 0 to {size.vocabulary - 1}, not shape {tuple(codes.shape)} "
-                f"with codes from {int(codes.min())} to {int(codes.max())}"
-            )
-        return self.decode_embedded(self.embedding(codes), observation)
+        check_codes(codes, self.config.codes, self.config.ordered)
+        return self.decode_embedded(self.embed(codes), observation)
 
     @torch.no_grad()
     def decode_embedded(
@@ -250,6 +286,21 @@ class Tokenizer(nn.Module):
         """
         config, tensors = load_pretrained(TokenizerConfig, "tokenizer", directory)
         return restore(lambda: cls(config), tensors, directory)
+
+    def _masked(self, embedded: Float[Tensor, "b k l d"], kept: Int[Tensor, " b"] | None) -> Float[Tensor, "b k l d"]:
+        b, k, given = embedded.shape[:3]
+        missing = self.config.codes.positions - given
+        if not missing and kept is None:
+            return embedded
+        if self.mask_embedding is None:
+            raise ConfigError(
+                f"this tokenizer decodes all of its {given + missing} codes: train it with nested dropout for fewer"
+            )
+        if missing:
+            embedded = torch.cat([embedded, self.mask_embedding.expand(b, k, missing, -1)], dim=2)
+        if kept is None:
+            return embedded
+        return torch.where(seen_codes(kept, given + missing)[:, None, :, None], embedded, self.mask_embedding)
 
     def _check(self, x: Tensor) -> None:
         shape = self.config.front_end.shape

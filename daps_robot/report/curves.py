@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from daps_robot.models.policy import LatentPolicy
 from daps_robot.report import plots
 from daps_robot.report.html import figure, grid, missing, paragraph, section
 from daps_robot.report.run import Metrics, Run
 from daps_robot.report.style import PAGE, to_svg
+from daps_robot.types import TrainedPolicy
 
 BITS = np.array([[1.0], [1 / math.log(2)]])
 """Bits in a nat, to multiply (2 n) steps and values with."""
@@ -31,6 +34,8 @@ def tokenizer_curves(run: Run, policy: LatentPolicy) -> str:
     title, metrics = "How the tokenizer learned", run.tokenizer
     if not metrics.rows:
         return section(title, missing(f"No curves: the tokenizer's metrics are not at {metrics.path}."))
+    if not metrics.last_step:
+        return section(title, missing("It did not: its tables were fitted in one go."))
     warm = phases(metrics)
     daps = run.get("configuration.tokenizer.command.settings", {})
     panels = [*_what_it_reaches(metrics, policy), *how_it_searches(metrics, daps.get("k"), daps.get("ess_target"))]
@@ -138,22 +143,42 @@ def _not_logged(absent: list[str], metrics: Metrics) -> list[str]:
     return [missing(f"Not logged by this training, so not drawn: {', '.join(absent)} ({metrics.path}).")] if absent else []
 
 
-def policy_curves(run: Run, policy: LatentPolicy) -> str:
+def policy_curves(run: Run, policy: TrainedPolicy) -> str:
     """How the policy learned."""
     title, metrics = "How the policy learned", run.policy
     if not metrics.rows:
         return section(title, missing(f"No curves: the policy's metrics are not at {metrics.path}."))
-    blind = policy.tokenizer.bits * math.log(2)
-    nll = metrics.series("valid", "nll"), metrics.series("train", "nll")
-    error, accuracy = metrics.series("valid", "chunk_error"), metrics.numbered("valid", "accuracy")
     drawn: list[str] = []
     absent: list[str] = []
-    for name, caption, there, draw in (
+    learned = _codes_learned(metrics, policy) if isinstance(policy, LatentPolicy) else _loss(metrics)
+    for name, caption, there, draw in (*learned, _planning_error(metrics)):
+        if there:
+            drawn.append(figure(to_svg(draw(), f"policy{len(drawn)}", name), name, caption))
+        else:
+            absent.append(name)
+    return section(title, grid(drawn), *_not_logged(absent, metrics))
+
+
+Drawing = tuple[str, str, bool, Callable[[], Figure]]
+"""A title, what good looks like, whether there is anything to draw, and how."""
+
+
+def _loss(metrics: Metrics) -> list[Drawing]:
+    valid, train = metrics.series("valid", "loss"), metrics.series("train", "loss")
+    caption = "What this kind of policy makes small. Good: falls; if validation turns up, it learns by heart."
+    return [("Loss", caption, bool(valid.size or train.size), lambda: plots.curve(PAGE, "as trained", valid=valid, train=train))]
+
+
+def _codes_learned(metrics: Metrics, policy: LatentPolicy) -> list[Drawing]:
+    blind = policy.config.codes.bits * math.log(2)
+    nll = metrics.series("valid", "nll"), metrics.series("train", "nll")
+    accuracy = metrics.numbered("valid", "accuracy")
+    return [
         (
             "Surprise at the codes",
             f"In the codes of a chunk; guessing blindly costs {blind:.0f}. Good: falls; if validation turns up, it learns by "
             "heart.",
-            nll[0].size or nll[1].size,
+            bool(nll[0].size or nll[1].size),
             lambda: plots.curve(PAGE, "nats per chunk", valid=nll[0], train=nll[1]),
         ),
         (
@@ -163,16 +188,15 @@ def policy_curves(run: Run, policy: LatentPolicy) -> str:
             bool(accuracy),
             lambda: plots.positions(PAGE, accuracy, "codes right"),
         ),
-        (
-            "Error of the planned chunk",
-            "Squared error of the decoded actions over the square of each dimension's scale. Good: falls, down to the noise of "
-            "the demonstrations.",
-            error.size,
-            lambda: plots.curve(PAGE, "squared error / scale²", valid=error, limits=(0.0, 1.08 * float(np.nanmax(error[1])))),
-        ),
-    ):
-        if there:
-            drawn.append(figure(to_svg(draw(), f"policy{len(drawn)}", name), name, caption))
-        else:
-            absent.append(name)
-    return section(title, grid(drawn), *_not_logged(absent, metrics))
+    ]
+
+
+def _planning_error(metrics: Metrics) -> Drawing:
+    error = metrics.series("valid", "chunk_error")
+    return (
+        "Error of the planned chunk",
+        "Squared error of the planned actions over the square of each dimension's scale. Good: falls, down to the noise of "
+        "the demonstrations.",
+        bool(error.size),
+        lambda: plots.curve(PAGE, "squared error / scale²", valid=error, limits=(0.0, 1.08 * float(np.nanmax(error[1])))),
+    )

@@ -7,9 +7,11 @@ from html import escape
 import numpy as np
 
 from daps_robot.data.demos import DemoSet
+from daps_robot.models.fast import FASTTokenizer
 from daps_robot.models.policy import LatentPolicy
-from daps_robot.report.html import fact, grid, missing, number, paragraph, percent, whole
+from daps_robot.report.html import Format, fact, grid, missing, number, paragraph, percent, short, whole
 from daps_robot.report.run import Run
+from daps_robot.types import TrainedPolicy
 
 NO_ROLLOUTS = "Not measured: the evaluation found no simulator for this data set, or was run without rollouts."
 _DECODING = {
@@ -28,39 +30,81 @@ def task_name(run: Run, demos: DemoSet) -> str:
     return str(env).rpartition("/")[2].rpartition("-v")[0] or str(env) if env else demos.path.stem
 
 
-def title(run: Run, name: str) -> str:
+def title(run: Run, name: str, latent: bool) -> str:
     """The one sentence that the page is about."""
+    if run.get("success_rate") is None and run.get("policy_error") is not None:
+        return f"{escape(name)}: plans miss {number(run, 'policy_error', percent)} of the actions' variance"
     if run.get("success_rate") is None:
-        return f"{escape(name)}: how well the codes keep the actions"
+        return f"{escape(name)}: how well {'the codes keep the actions' if latent else 'the policy plans the actions'}"
+    if run.graded:
+        return f"{escape(name)}: mean score {number(run, 'mean_score')} on {number(run, 'episodes', whole)} unseen starts"
     return f"{escape(name)}: {number(run, 'successes', whole)} of {number(run, 'episodes', whole)} unseen starts solved"
 
 
 def lead(run: Run) -> str:
     """What was measured, in plain words."""
     if run.get("success_rate") is None:
-        return missing("No episodes were played, so there is no success rate on this page. " + NO_ROLLOUTS)
-    settings = "rollouts.settings"
+        held_out = (
+            "Measured on held-out demonstrations: the policy plans chunks from what was observed, and the squared error of the "
+            "planned actions is divided by their variance, in the mean of all dimensions. 0% is exact, 100% no better than "
+            "always the mean action"
+        )
+        if run.get("reconstruction_error") is not None:
+            held_out += f"; through the codes alone, without a policy, {number(run, 'reconstruction_error', percent)} is lost"
+        none = missing("No episodes were played, so there is no success rate on this page. " + NO_ROLLOUTS)
+        return (paragraph(f"{held_out}.", "lead") if run.get("policy_error") is not None else "") + none
+    settings, decoding = "rollouts.settings", run.get("decoding")
+    plans = f"{_DECODING[decoding]} into" if decoding else "plans"
+    score = (
+        f"Mean score {number(run, 'mean_score')}; with 95% confidence the true mean lies between "
+        f"{number(run, 'score_ci95.0')} and {number(run, 'score_ci95.1')} (interval of Learned-Miller and Thomas). "
+        "An episode's score is the best that it reached at any step. "
+    )
     return paragraph(
+        f"{score if run.graded else ''}"
         f"Success rate {number(run, 'success_rate', percent)}; with 95% confidence the true rate lies between "
         f"{number(run, 'ci95.0', percent)} and {number(run, 'ci95.1', percent)} (Wilson interval). Every episode starts from a "
         f"state that no demonstration started from, ends after {number(run, f'{settings}.max_steps', whole)} steps at the "
         "latest, and counts as solved if the task was done at any step. At each decision the policy reads the last "
-        f"observations, {_DECODING[run.get('decoding', 'greedy')]} into {number(run, f'{settings}.horizon', whole)} "
+        f"observations, {plans} {number(run, f'{settings}.horizon', whole)} "
         f"actions, and executes {number(run, f'{settings}.execute', whole)} of them.",
         "lead",
     )
 
 
-def rates(run: Run) -> str:
-    """All success rates on one scale, with intervals where there are any."""
-    rows = [
-        ("policy", "success_rate", "ci95", "main"),
-        ("policy, one code sequence a plan", "codes_success_rate", "codes_ci95", ""),
-        ("expert through the codes (ceiling)", "tokenizer_ceiling", "tokenizer_ceiling_ci95", ""),
-        ("expert through wrong codes", "other_codes_ceiling", "other_codes_ceiling_ci95", ""),
-        ("replay, through the codes", "replay_success.tokenized", "", ""),
-        ("replay, as recorded", "replay_success.plain", "", ""),
-    ]
+_RATES = (
+    ("policy", "success_rate", "ci95", "main"),
+    ("policy, one code sequence a plan", "codes_success_rate", "codes_ci95", ""),
+    ("expert through the codes (ceiling)", "tokenizer_ceiling", "tokenizer_ceiling_ci95", ""),
+    ("expert through wrong codes", "other_codes_ceiling", "other_codes_ceiling_ci95", ""),
+    ("replay, through the codes", "replay_success.tokenized", "", ""),
+    ("replay, as recorded", "replay_success.plain", "", ""),
+)
+_SCORES = (
+    ("policy", "mean_score", "score_ci95", "main"),
+    ("policy, one code sequence a plan", "codes_mean_score", "codes_score_ci95", ""),
+    ("replay, through the codes", "replay_score.tokenized", "", ""),
+    ("replay, as recorded", "replay_score.plain", "", ""),
+)
+
+
+def rates(run: Run, latent: bool) -> str:
+    """All success rates on one scale, with intervals where there are any; above them the mean scores where there are such."""
+    scores = _scale(run, _SCORES, "mean score", short) if run.graded else ""
+    rates = _scale(run, _RATES, "success rate", percent)
+    if not rates:
+        return ""
+    text = f"Dots are {'mean scores and ' if scores else ''}success rates, bars their 95% intervals."
+    if latent:
+        text += (
+            " The ceiling is what a perfect policy could reach with these codes: what is missing above it, the codes lose; what "
+            "is missing between it and the policy, the policy loses."
+        )
+    return f"{scores}{rates}" + paragraph(text, "muted")
+
+
+def _scale(run: Run, rows: tuple[tuple[str, str, str, str], ...], title: str, form: Format) -> str:
+    """Values from 0 to 1 (name, key, key of the interval, kind), each on a line."""
     lines = []
     for name, key, interval, kind in rows:
         if (rate := run.get(key)) is None:
@@ -68,21 +112,18 @@ def rates(run: Run) -> str:
         low, high = run.get(f"{interval}.0"), run.get(f"{interval}.1")
         band = f'<i class="ci" style="left:{100 * low:.2f}%;width:{100 * (high - low):.2f}%"></i>' if low is not None else ""
         dot = f'<i class="dot" style="left:{100 * rate:.2f}%"></i>'
-        value = f'<span class="value">{number(run, key, percent)}</span>'
+        value = f'<span class="value">{number(run, key, form)}</span>'
         lines.append(f'<span>{name}</span>{value}<div class="track {kind}">{band}{dot}</div>')
     if not lines:
         return ""
-    scale = '<div class="scale"><span>0%</span><span>success rate</span><span>100%</span></div>'
-    return f'<div class="rates">{"".join(lines)}{scale}</div>' + paragraph(
-        "Dots are success rates, bars their 95% intervals. The ceiling is what a perfect policy could reach with these codes: "
-        "what is missing above it, the codes lose; what is missing between it and the policy, the policy loses.",
-        "muted",
-    )
+    scale = f'<div class="scale"><span>{form(0)}</span><span>{title}</span><span>{form(1)}</span></div>'
+    return f'<div class="rates">{"".join(lines)}{scale}</div>'
 
 
-def facts(run: Run, policy: LatentPolicy) -> str:
+def facts(run: Run, policy: TrainedPolicy) -> str:
     """The numbers, each with how it was measured."""
-    return grid([*_code_facts(run, policy), *_running_facts(run, policy)], "facts")
+    first = _code_facts(run, policy) if isinstance(policy, LatentPolicy) else [_planning_fact(run, policy)]
+    return grid([*first, *_running_facts(run, policy)], "facts")
 
 
 def _code_facts(run: Run, policy: LatentPolicy) -> list[str]:
@@ -113,12 +154,12 @@ def _code_facts(run: Run, policy: LatentPolicy) -> list[str]:
             + "Near nothing would mean that the decoder does without its codes.",
             NO_CEILING,
         ),
+        *_malformed_facts(run),
         *_replay_facts(run),
         fact(
             "Bits per chunk",
             f"{number(run, 'bits_per_chunk')} <small>bits</small>" if run.get("bits_per_chunk") is not None else "",
-            f"Capacity of {codes.positions} codes, each one of {codes.vocabulary}, for {policy.horizon} actions of "
-            f"{policy.action_dim} numbers.",
+            f"{_capacity(policy)}, each one of {codes.vocabulary}, for {policy.horizon} actions of {policy.action_dim} numbers.",
             "The report does not say.",
         ),
         fact(
@@ -133,13 +174,33 @@ def _code_facts(run: Run, policy: LatentPolicy) -> list[str]:
     ]
 
 
+def _capacity(policy: LatentPolicy) -> str:
+    """What the bits of a chunk are."""
+    positions = policy.tokenizer.config.codes.positions
+    if isinstance(policy.tokenizer, FASTTokenizer):
+        return f"Mean of the training chunks, which take different numbers of codes, up to {positions}"
+    return f"Capacity of {positions} codes"
+
+
+def _malformed_facts(run: Run) -> list[str]:
+    """Of FAST alone."""
+    if run.get("malformed_codes") is None:
+        return []
+    how = (
+        "Of the code sequences that the policy predicts for held-out observations, those that do not hold exactly the numbers of "
+        "a chunk: the published FAST cannot decode them. Here what they lack is zero, and what they have too much is left out."
+    )
+    return [fact("Malformed codes", number(run, "malformed_codes", percent), how)]
+
+
 def _replay_facts(run: Run) -> list[str]:
-    tokenized, plain = run.get("replay_success.tokenized"), run.get("replay_success.plain")
-    recorded = f"<small>against {number(run, 'replay_success.plain', percent)}</small>"
+    measure, form = ("replay_score", short) if run.graded else ("replay_success", percent)
+    tokenized, plain = f"{measure}.tokenized", f"{measure}.plain"
+    recorded = f"<small>against {number(run, plain, form)}</small>"
     return [
         fact(
             "Open-loop replay",
-            f"{number(run, 'replay_success.tokenized', percent)} {recorded}" if None not in (tokenized, plain) else "",
+            f"{number(run, tokenized, form)} {recorded}" if None not in (run.get(tokenized), run.get(plain)) else "",
             "Held-out demonstrations played again from their own start states without looking: through the codes, against as "
             "recorded. Small errors add up here as they do not when a policy looks again.",
             NO_CEILING,
@@ -147,7 +208,17 @@ def _replay_facts(run: Run) -> list[str]:
     ]
 
 
-def _running_facts(run: Run, policy: LatentPolicy) -> list[str]:
+def _planning_fact(run: Run, policy: TrainedPolicy) -> str:
+    return fact(
+        "Error of a plan",
+        f"{number(run, 'chunk_error')} <small>squared error / scale²</small>" if run.get("chunk_error") is not None else "",
+        f"Over the {policy.horizon} actions of a chunk, from every step of the held-out demonstrations; mean over the action "
+        "dimensions.",
+        "The report does not say.",
+    )
+
+
+def _running_facts(run: Run, policy: TrainedPolicy) -> list[str]:
     p50, overhead, clipped = (
         run.get(k) for k in ("policy_latency_ms.p50", "rollouts.overhead", "rollouts.clipped_action_values")
     )

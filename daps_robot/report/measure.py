@@ -13,7 +13,7 @@ from daps_robot.data.chunks import ChunkDataset
 from daps_robot.data.demos import DemoSet
 from daps_robot.models.policy import LatentPolicy
 from daps_robot.training.metrics import code_counts, perplexity
-from daps_robot.types import Demo, PlanRequest
+from daps_robot.types import Demo, PlanRequest, TrainedPolicy
 
 BATCH = 512
 MAX_WINDOWS = 20_000
@@ -26,14 +26,14 @@ class ChunkTrace:
     Attributes:
         name: of the demonstration.
         true: (t a) what was done.
-        tokenizer: (t a) the same through the most likely codes and back.
+        tokenizer: (t a) the same through the most likely codes and back; None of a policy without codes.
         policy: (t a) what the policy plans at the start of each chunk, from the demonstration's own observations.
-        starts: (c) first step of each chunk.
+        starts: (c) first step of each chunk; only the first of a policy that plans single actions.
     """
 
     name: str
     true: Float[np.ndarray, "t a"]
-    tokenizer: Float[np.ndarray, "t a"]
+    tokenizer: Float[np.ndarray, "t a"] | None
     policy: Float[np.ndarray, "t a"]
     starts: Int[np.ndarray, " c"]
 
@@ -63,20 +63,23 @@ def held_out(demos: DemoSet) -> tuple[Demo, ...]:
     return demos.select(demos.valid)
 
 
-def trace(policy: LatentPolicy, demo: Demo) -> ChunkTrace:
-    """A demonstration in consecutive chunks, through the tokenizer and as the policy plans them."""
+def trace(policy: TrainedPolicy, demo: Demo) -> ChunkTrace:
+    """A demonstration in consecutive chunks, through the tokenizer (of a latent policy) and as the policy plans them."""
     windows = ChunkDataset([demo], policy.obs_keys, policy.horizon, policy.history)
     starts = torch.arange(0, len(demo), policy.horizon)
     batch = windows.gather(starts)
-    tokenizer = policy.tokenizer
-    device = tokenizer.scaler.shift.device
-    decoded = tokenizer.decode(tokenizer.encode(batch.actions.to(device)), batch.observations[:, -1].to(device))[:, 0]
     planned = policy.plan(PlanRequest(batch.observations.numpy(), starts.numpy()))
 
     def in_line(chunks: Float[np.ndarray, "c h a"]) -> Float[np.ndarray, "t a"]:
         return chunks.reshape(-1, chunks.shape[-1])[: len(demo)]
 
-    return ChunkTrace(demo.name, demo.actions, in_line(decoded.cpu().numpy()), in_line(planned), starts.numpy())
+    through_codes = None
+    if isinstance(policy, LatentPolicy):
+        tokenizer, device = policy.tokenizer, policy.tokenizer.scaler.shift.device
+        decoded = tokenizer.decode(tokenizer.encode(batch.actions.to(device)), batch.observations[:, -1].to(device))[:, 0]
+        through_codes = in_line(decoded.cpu().numpy())
+    shown = starts if policy.horizon > 1 else starts[:1]
+    return ChunkTrace(demo.name, demo.actions, through_codes, in_line(planned), shown.numpy())
 
 
 def code_usage(policy: LatentPolicy, demos: Sequence[Demo]) -> CodeUsage:
@@ -100,6 +103,11 @@ def action_deviation(demos: Sequence[Demo]) -> Float[np.ndarray, " a"]:
 
 def action_names(demos: DemoSet) -> list[str]:
     """What the action dimensions are, where the environment is one that is known, else their numbers."""
-    if demos.env_id is not None and demos.env_id.startswith("daps_robot/") and demos.action_dim == 7:
-        return ["move x", "move y", "move z", "turn x", "turn y", "turn z", "gripper"]
+    known = {
+        7: ["move x", "move y", "move z", "turn x", "turn y", "turn z", "gripper"],
+        8: [*(f"joint {i}" for i in range(1, 8)), "gripper"],
+        10: ["x", "y", "z", *(f"rotation {i}" for i in range(1, 7)), "gripper"],
+    }
+    if demos.env_id is not None and demos.env_id.startswith("daps_robot/") and demos.action_dim in known:
+        return known[demos.action_dim]
     return [f"action {i}" for i in range(demos.action_dim)]

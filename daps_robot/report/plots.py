@@ -19,6 +19,9 @@ from daps_robot.report.style import HEAT, HEIGHT, SMALL, WIDTH, Palette, dress, 
 ROUND = [1, 2, 2.5, 5, 10]
 """Distances of ticks, times powers of ten."""
 
+MANY = 16
+"""Positions of a code sequence above which they are no longer numbered one by one."""
+
 Series = Float[np.ndarray, "2 _"]
 
 
@@ -173,7 +176,8 @@ def positions(palette: Palette, series: Sequence[Series], y: str) -> Figure:
         marker = "o" if len(steps) <= 25 else None
         ax.plot(steps, values, color=palette.accent, alpha=strength, linewidth=1.5, marker=marker, markersize=3)
         ends.append((values[-1], i + 1))
-    _label_ends(ax, palette, ends, float(series[0][0, -1]))
+    if len(series) <= MANY:
+        _label_ends(ax, palette, ends, float(series[0][0, -1]))
     ax.set_xlim(0, series[0][0, -1] * 1.01)
     ax.set_ylim(0, None)
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=ROUND))
@@ -192,7 +196,7 @@ def _label_ends(ax: Axes, palette: Palette, ends: Sequence[tuple[float, int]], x
 
 
 def chunk(palette: Palette, trace: ChunkTrace, dimension: int, name: str) -> Figure:
-    """One action dimension of one demonstration: true, reconstructed, planned."""
+    """One action dimension of one demonstration: true, reconstructed (by a policy with codes), planned."""
     figure, ax = panel(palette, "step", name, size=(3.3, 1.9))
     _chunk_lines(ax, palette, trace, dimension)
     return figure
@@ -218,7 +222,8 @@ def _chunk_lines(ax: Axes, palette: Palette, trace: ChunkTrace, dimension: int) 
     for start in trace.starts[1:]:
         ax.axvline(start - 0.5, color=palette.faint, linewidth=0.6)
     ax.plot(trace.true[:, dimension], color=palette.muted, linewidth=3, alpha=0.5, label="demonstrated", solid_capstyle="round")
-    for name, values, style in (("tokenizer", trace.tokenizer, "-"), ("policy", trace.policy, (0, (2, 1.4)))):
+    through_codes = [] if trace.tokenizer is None else [("tokenizer", trace.tokenizer, "-")]
+    for name, values, style in (*through_codes, ("policy", trace.policy, (0, (2, 1.4)))):
         colour = palette.accent if name == "tokenizer" else palette.ink
         for i, (a, b) in enumerate(pairwise([*trace.starts, steps])):
             ax.plot(
@@ -239,7 +244,8 @@ def usage(palette: Palette, used: CodeUsage) -> Figure:
     pixels[..., 3] = (share / max(share.max(), 1e-12)) ** 0.4  # rare codes stay visible
     ax.imshow(pixels, aspect="auto", interpolation="nearest", extent=(0.5, v + 0.5, l + 0.5, 0.5))
     ax.grid(False)
-    ax.set_yticks(range(1, l + 1))
+    if l <= MANY:
+        ax.set_yticks(range(1, l + 1))
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=ROUND))
     for i, row in enumerate(used.counts):
         last = int((row > 0).sum())
@@ -252,14 +258,25 @@ def per_position(palette: Palette, values: Float[np.ndarray, " l"], y: str, top:
     figure, ax = panel(palette, "position in the code sequence", y)
     numbers = np.arange(1, len(values) + 1)
     ax.bar(numbers, values, color=palette.accent, width=0.62)
-    for x, value in zip(numbers, values, strict=True):
+    for x, value in zip(numbers, values, strict=True) if len(values) <= MANY else ():
         text = f"{value:.0%}" if top == 1 else f"{value:.0f}"
         ax.annotate(text, (x, value), (0, 2), textcoords="offset points", ha="center", color=palette.ink, fontsize=SMALL)
     ax.set_ylim(0, 1.12 * (top or float(max(values))))
-    ax.set_xticks(numbers)
+    if len(values) <= MANY:
+        ax.set_xticks(numbers)
     if top == 1:
         ax.set_yticks(np.linspace(0, 1, 5))
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f}%"))
+    return figure
+
+
+def by_prefix(palette: Palette, errors: Series) -> Figure:
+    """Reconstruction error against the number of leading codes that are decoded."""
+    figure, ax = panel(palette, "codes, from the first on", "root mean square error, action units")
+    _line(ax, errors, palette.accent, "error")
+    ax.set_xlim(0, errors[0, -1] * 1.08)
+    ax.set_ylim(0, 1.1 * float(errors[1].max()))
+    ax.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=ROUND))
     return figure
 
 
@@ -267,22 +284,22 @@ def errors(
     palette: Palette, names: Sequence[str], bars: Sequence[tuple[str, Sequence[float]]], deviation: Float[np.ndarray, " a"] | None
 ) -> Figure:
     """Reconstruction error of each action dimension, one group of bars each, with the actions' own spread across them."""
-    size = (WIDTH, 0.95 + 0.42 * len(names))
-    figure, ax = panel(palette, "root mean square error, action units", "", size, left=0.8, top=0.46)
+    size = (WIDTH, 1.11 + 0.42 * len(names))
+    figure, ax = panel(palette, "root mean square error, action units", "", size, left=0.8, top=0.62)
     centres = np.arange(len(names))
     height = 0.76 / max(len(bars), 1)
-    looks = [(palette.accent, 1.0), (palette.accent, 0.45), (palette.muted, 0.5)]
+    looks = [(palette.accent, 1.0), (palette.accent, 0.45), (palette.ink, 0.7), (palette.muted, 0.5)]
     for i, ((label, values), (colour, alpha)) in enumerate(zip(bars, looks, strict=False)):
         place = centres + (i - (len(bars) - 1) / 2) * height
         ax.barh(place, values, height * 0.88, label=label, color=colour, alpha=alpha)
     if deviation is not None:
         ax.vlines(deviation, centres - 0.44, centres + 0.44, color=palette.ink, linewidth=1.4, label="standard deviation")
-    _rows(ax, palette, names)
+    row_names(ax, palette, names)
     legend(ax, palette, columns=2)
     return figure
 
 
-def _rows(ax: Axes, palette: Palette, names: Sequence[str]) -> None:
+def row_names(ax: Axes, palette: Palette, names: Sequence[str]) -> None:
     """Names down the left side of a plot of horizontal bars, the first on top."""
     ax.set_yticks(np.arange(len(names)), list(names))
     ax.tick_params(axis="y", labelcolor=palette.ink, length=0)
@@ -319,6 +336,6 @@ def stages(palette: Palette, seconds: Sequence[tuple[str, float]]) -> Figure:
     for row, (_, value) in enumerate(seconds):
         text = f"{value:.1f}" if value < 100 else f"{value:.0f}"
         ax.annotate(text, (value, row), (4, 0), textcoords="offset points", va="center", color=palette.ink, fontsize=SMALL)
-    _rows(ax, palette, [name for name, _ in seconds])
+    row_names(ax, palette, [name for name, _ in seconds])
     ax.xaxis.set_major_locator(MaxNLocator(5, steps=ROUND))
     return figure

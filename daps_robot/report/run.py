@@ -79,6 +79,12 @@ class Run:
                 return default
         return default if value is None else value
 
+    @property
+    def graded(self) -> bool:
+        """Whether the environment's scores tell more than success from failure (`Evaluation.graded`)."""
+        records = self.get("rollouts.records", [])
+        return any(record.get("score", record["success"]) != record["success"] for record in records)
+
 
 def read_run(out: Path) -> Run:
     """Read a run directory.
@@ -106,10 +112,11 @@ def read_run(out: Path) -> Run:
 
 
 def policy_directory(run: Run) -> Path:
-    """The policy's run: as the report names it, else beside the report, else beside the tokenizer's run."""
+    """The policy's run: as the report names it, else where the report is, else beside that or beside the tokenizer's run."""
     named, tokenizer = run.get("configuration.evaluate.policy"), run.get("configuration.policy.tokenizer")
     beside = run.out / "policy"
-    candidates = [*([Path(named)] if named else []), beside, *([Path(tokenizer).parent / "policy"] if tokenizer else [])]
+    here = [run.out] if (run.out / "model").is_dir() else []
+    candidates = [*([Path(named)] if named else []), *here, beside, *([Path(tokenizer).parent / "policy"] if tokenizer else [])]
     return next((path for path in candidates if path.is_dir()), beside)
 
 

@@ -7,6 +7,8 @@ import json
 from html import escape
 from urllib.parse import quote
 
+import numpy as np
+
 from daps_robot.data.demos import DemoSet
 from daps_robot.models.policy import LatentPolicy
 from daps_robot.report import plots
@@ -14,6 +16,7 @@ from daps_robot.report.html import beside, figure, grid, missing, number, paragr
 from daps_robot.report.measure import CodeUsage, action_deviation, action_names, code_usage, held_out, trace
 from daps_robot.report.run import Run
 from daps_robot.report.style import PAGE, to_svg
+from daps_robot.types import TrainedPolicy
 
 MAX_VIDEO_BYTES = 8 * 2**20
 SHOWN_DEMOS = 3
@@ -49,9 +52,21 @@ def _lost(run: Run) -> list[str]:
     return [missing(f"The report lists videos that are not in {run.out / 'videos'}: {', '.join(run.lost_videos)}.")]
 
 
-def chunks(policy: LatentPolicy, demos: DemoSet) -> str:
-    """Demonstrated, reconstructed and planned actions."""
-    title = "Actions: demonstrated, rebuilt, planned"
+CHUNKS = (
+    "The policy sees only the observations up to a chunk's start. Good: it follows the demonstration's course without "
+    "following its jitter, and the gripper switches at the same step."
+)
+CHUNKS_WITH_CODES = (
+    "The tokenizer sees a chunk's actions and sends them through its most likely codes; the policy sees only the observations "
+    "up to a chunk's start. Good: both follow the demonstration's course without following its jitter, and the gripper "
+    "switches at the same step."
+)
+
+
+def chunks(policy: TrainedPolicy, demos: DemoSet) -> str:
+    """Demonstrated, reconstructed (of a latent policy) and planned actions."""
+    latent = isinstance(policy, LatentPolicy)
+    title = "Actions: demonstrated, rebuilt, planned" if latent else "Actions: demonstrated, planned"
     shown = held_out(demos)[:SHOWN_DEMOS]
     if not shown:
         return section(title, missing(f"{demos.path} holds no validation demonstrations to show."))
@@ -66,20 +81,16 @@ def chunks(policy: LatentPolicy, demos: DemoSet) -> str:
         parts.append(body if i == 0 else f"<details><summary>{escape(demo.name)}</summary>{body}</details>")
     text = (
         f"The first held-out demonstration, {escape(shown[0].name)}, in action units, in chunks of {policy.horizon} steps (thin "
-        "vertical lines). The tokenizer sees a chunk's actions and sends them through its most likely codes; the policy sees "
-        "only the observations up to a chunk's start. Good: both follow the demonstration's course without following its "
-        "jitter, and the gripper switches at the same step."
+        f"vertical lines). {CHUNKS_WITH_CODES if latent else CHUNKS}"
     )
-    key = '<div class="key"><span>{}demonstrated</span><span>{}tokenizer</span><span>{}policy</span></div>'.format(
-        *(
-            f'<svg viewBox="0 0 30 10" aria-hidden="true"><path d="M1 5H29" style="stroke:var(--{colour});{look}"/></svg>'
-            for colour, look in (
-                ("muted", "stroke-width:5;opacity:.5"),
-                ("accent", "stroke-width:2"),
-                ("ink", "stroke-width:2;stroke-dasharray:5 3"),
-            )
-        )
-    )
+    looks = [
+        ("demonstrated", "muted", "stroke-width:5;opacity:.5"),
+        *([("tokenizer", "accent", "stroke-width:2")] if latent else []),
+        ("policy", "ink", "stroke-width:2;stroke-dasharray:5 3"),
+    ]
+    line = '<svg viewBox="0 0 30 10" aria-hidden="true"><path d="M1 5H29" style="stroke:var(--{});{}"/></svg>'
+    key = "".join(f"<span>{line.format(colour, look)}{name}</span>" for name, colour, look in looks)
+    key = f'<div class="key">{key}</div>'
     return section(title, paragraph(text, "muted"), key, *parts)
 
 
@@ -119,50 +130,73 @@ def codes(policy: LatentPolicy, demos: DemoSet) -> str:
 ERRORS = {
     "most likely codes": "reconstruction_rmse",
     "one sample of the codes": "reconstruction_rmse_sample",
+    "planned by the policy": "policy_rmse",
     "codes of another chunk": "other_codes_rmse",
 }
+PLANNING_ERRORS = {"planned": "policy_rmse"}
 
 
-def error_bars(run: Run, demos: DemoSet) -> list[tuple[str, list[float]]]:
-    """The report's reconstruction errors of each action dimension, in action units, by name."""
-    known = [(name, run.get(key, [])) for name, key in ERRORS.items()]
+def error_bars(run: Run, demos: DemoSet, latent: bool) -> list[tuple[str, list[float]]]:
+    """The report's errors of each action dimension, by name, in action units: of rebuilt chunks, or of planned ones."""
+    known = [(name, run.get(key, [])) for name, key in (ERRORS if latent else PLANNING_ERRORS).items()]
     return [(name, values) for name, values in known if len(values) == demos.action_dim]
 
 
-def errors(run: Run, demos: DemoSet) -> str:
-    """Reconstruction error of each action dimension."""
-    title = "What the codes lose"
-    bars = error_bars(run, demos)
+def errors(run: Run, demos: DemoSet, latent: bool) -> str:
+    """Error of each action dimension: of rebuilt chunks, or of planned ones."""
+    kinds = ERRORS if latent else PLANNING_ERRORS
+    title = "What the codes lose" if latent else "How far the plans are off"
+    bars = error_bars(run, demos, latent)
     if not bars:
-        return section(title, missing("The report has no reconstruction errors for these actions."))
+        return section(title, missing("The report has no errors for these actions."))
     shown, names = held_out(demos), action_names(demos)
     deviation = action_deviation(shown) if shown else None
     plot = plots.errors(PAGE, names, bars, deviation)
-    caption = (
-        "Good: the two blue bars far left of the line (but not below the demonstrations' own noise), and the grey one at the "
-        "line or beyond, or the codes would not matter."
-    )
+    caption = "Good: far left of the line, down to the demonstrations' own noise."
+    if latent:
+        caption = (
+            "Good: the two blue bars far left of the line (but not below the demonstrations' own noise), the policy's not far "
+            "beyond them, and the grey one at the line or beyond, or the codes would not matter."
+        )
+    rebuilt = "rebuilt from their codes, and planned from what was seen before them" if latent else "as the policy plans them"
     text = (
-        "Error of held-out chunks rebuilt from their codes. The upright line is the actions' standard deviation: the error of "
-        "always answering with the mean."
+        f"Error of held-out chunks, {rebuilt}. The upright line is the actions' standard deviation: the error of always "
+        "answering with the mean."
     )
     columns = [name for name, _ in bars] + (["standard deviation"] if shown else [])
     head = "".join(f'<th class="n">{escape(name)}</th>' for name in columns)
     lines = [f"<tr><th></th>{head}</tr>"]
     for i, name in enumerate(names):
-        cells = [number(run, f"{ERRORS[which]}.{i}", lambda value: f"{value:.3f}") for which, _ in bars]
+        cells = [number(run, f"{kinds[which]}.{i}", lambda value: f"{value:.3f}") for which, _ in bars]
         cells += [f"{deviation[i]:.3f}"] if deviation is not None else []
         lines.append(f"<tr><th>{escape(name)}</th>" + "".join(f'<td class="n">{cell}</td>' for cell in cells) + "</tr>")
-    absent = [name for name in ERRORS if name not in dict(bars)]
+    absent = [name for name in kinds if name not in dict(bars)]
     note = missing(f"Not in the report: {', '.join(absent)}.") if absent else ""
     return section(
         title,
         paragraph(text, "muted"),
         beside(
-            figure(to_svg(plot, "errors", title), "Reconstruction error per action dimension", caption),
+            figure(to_svg(plot, "errors", title), "Error per action dimension", caption),
             f"<table>{''.join(lines)}</table>{note}",
         ),
     )
+
+
+def prefixes(run: Run) -> str:
+    """The error by number of codes, where any prefix of the codes decodes; else nothing."""
+    found = run.get("rmse_by_prefix", {})
+    if not found:
+        return ""
+    series = np.array(sorted((int(m), float(error)) for m, error in found.items())).T
+    caption = "Good: falls steeply at first and never rises; the last point is the error of all codes."
+    text = (
+        "The codes are ordered: a chunk can be decoded from the first few of them, more coarsely. Error of held-out chunks, "
+        "over all action dimensions, from the most likely codes."
+    )
+    title = "Error by number of codes"
+    plot = figure(to_svg(plots.by_prefix(PAGE, series), "prefixes", title), title, caption)
+    rows = [(m, number(run, f"rmse_by_prefix.{m}", lambda value: f"{value:.3f}")) for m in sorted(found, key=int)]
+    return section("What fewer codes lose", paragraph(text, "muted"), beside(plot, table([("codes", "error"), *rows])))
 
 
 def episodes(run: Run) -> str:
@@ -198,14 +232,14 @@ def seconds(run: Run) -> str:
     return section("Time", beside(figure(plot, "Seconds per stage", caption), table(rows)))
 
 
-def provenance(run: Run, demos: DemoSet) -> str:
+def provenance(run: Run, demos: DemoSet, latent: bool) -> str:
     """What is needed to do it again."""
-    recorded = run.get("dataset.sha256")
+    recorded, included = run.get("dataset.sha256"), ", the tokenizer's included" if latent else ""
     rows = [
         ("demonstrations", f"<code>{escape(str(run.get('dataset.path', demos.path)))}</code>, "
                            f"{len(demos.train)} to train on, {len(demos.valid)} held out"),
         ("their SHA-256", f"<code>{escape(str(recorded))}</code>" if recorded else "not recorded"),
-        ("policy", f"{number(run, 'policy_parameters', whole)} weights, the tokenizer's included"),
+        ("policy", f"{number(run, 'policy_parameters', whole)} weights{included}"),
         *((str(name), escape(str(value or "not installed"))) for name, value in run.get("versions", {}).items()),
     ]  # fmt: skip
     notes = [] if run.get("versions") else [missing("The report names no versions.")]
@@ -237,6 +271,11 @@ WORDS = {
 }
 
 
-def words() -> str:
+OF_CODES = ("codes", "tokenizer", "policy", "DAPS", "nats, bits")
+"""The words that a page without codes does not use, or not in this sense."""
+
+
+def words(latent: bool) -> str:
     """A glossary."""
-    return section("Words", "<dl>" + "".join(f"<dt>{name}</dt><dd>{meaning}</dd>" for name, meaning in WORDS.items()) + "</dl>")
+    used = {name: meaning for name, meaning in WORDS.items() if latent or name not in OF_CODES}
+    return section("Words", "<dl>" + "".join(f"<dt>{name}</dt><dd>{meaning}</dd>" for name, meaning in used.items()) + "</dl>")

@@ -1,6 +1,7 @@
 """Policies at work in simulated environments: chunk execution, evaluation, ceilings, replay, latency, video.
 
     statistics   Wilson intervals, percentiles
+    across_seeds means and differences of policies over training seeds and shared start states
     channel      worker processes that answer method calls over a pipe
     simulation   an environment by its Gymnasium id
     worker       what runs in a worker: environments, episodes, expert lookahead (imports no torch)

@@ -103,7 +103,7 @@ def tokenizer_ceiling(
     *,
     first_seed: int,
     episodes: int = 50,
-    max_steps: int = 400,
+    max_steps: int | None = None,
     execute: int = 8,
     slots: int = 20,
     workers: int | None = None,

@@ -29,6 +29,9 @@ from daps_robot.types import PlanRequest, Policy
 KEPT_OBSERVATIONS = 256
 """Rows of policy input that an evaluation keeps, to measure latency on."""
 
+DEFAULT_MAX_STEPS = 400
+"""Control steps of an episode in an environment without a limit of its own."""
+
 
 def evaluate(
     env_id: str,
@@ -36,7 +39,7 @@ def evaluate(
     *,
     first_seed: int,
     episodes: int = 100,
-    max_steps: int = 400,
+    max_steps: int | None = None,
     execute: int = 8,
     slots: int = 20,
     workers: int | None = None,
@@ -55,7 +58,8 @@ def evaluate(
             h actions of the environment's scripted expert.
         first_seed: episode i starts from `reset(seed=first_seed + i)`; keep clear of the demonstrations' seeds.
         episodes: how many.
-        max_steps: control steps of an episode; success counts if reached at any of them.
+        max_steps: control steps of an episode, within the environment's own limit; None takes that limit (DEFAULT_MAX_STEPS where
+            it has none). Success counts if reached at any of them, and of scores the largest.
         execute: e, steps executed of a chunk before the next plan.
         slots: S, the policy's batch size. Two groups of S episodes are under way (one, if there are no more than S): while
             one is planned, the other is simulated. With more of them a plan costs less an episode.
@@ -74,17 +78,19 @@ def evaluate(
     """
     if not 1 <= execute <= policy.horizon:
         raise ConfigError(f"execute={execute} does not fit the policy's chunks of {policy.horizon} steps; take 1 to h")
-    for name, value in (("episodes", episodes), ("max_steps", max_steps), ("slots", slots), ("threads", threads)):
+    spec = find_spec(env_id)
+    limit = (spec.max_episode_steps or DEFAULT_MAX_STEPS) if max_steps is None else max_steps
+    for name, value in (("episodes", episodes), ("max_steps", limit), ("slots", slots), ("threads", threads)):
         if value < 1:
             raise ConfigError(f"{name}={value} cannot be; take at least 1")
     groups = 1 if episodes <= slots else 2
     task = Task(
-        spec=find_spec(env_id),
+        spec=spec,
         obs_keys=tuple(policy.obs_keys),
         history=policy.history,
         horizon=policy.horizon,
         execute=execute,
-        max_steps=max_steps,
+        max_steps=limit,
         episodes=episodes,
         slots=groups * slots,
         first_seed=first_seed,
@@ -104,7 +110,7 @@ def evaluate(
         seconds=split_seconds(pool, ledger, startup),
         settings={
             "first_seed": first_seed,
-            "max_steps": max_steps,
+            "max_steps": limit,
             "execute": execute,
             "horizon": policy.horizon,
             "slots": slots,
@@ -156,6 +162,7 @@ class Ledger:
                     length=int(self.length[slot]),
                     plans=int(self.plans[slot]),
                     clipped=int(self._clipped[slot]),
+                    score=float(after.score[row]),
                 )
                 self.length[slot] = self.plans[slot] = self._clipped[slot] = 0
         return int(after.ended.sum())

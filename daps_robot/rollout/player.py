@@ -13,7 +13,7 @@ from gymnasium.envs.registration import EnvSpec
 from jaxtyping import Float, UInt8
 
 from daps_robot.errors import SimulationError
-from daps_robot.rollout.simulation import fit_actions, layout_of, make_env, succeeded
+from daps_robot.rollout.simulation import fit_actions, layout_of, make_env, score_of, succeeded
 
 HOLD_SECONDS = 0.5
 """How long a film stays on its last frame."""
@@ -25,12 +25,14 @@ class Outcome:
 
     Attributes:
         success: whether it succeeded at any step.
+        score: the largest score of its steps.
         length: steps until then, or until the end.
         clipped: values, of the actions executed, that lay outside the action space.
         simulator_seconds: processor time inside the environment's `step` and `reset`.
     """
 
     success: bool
+    score: float
     length: int
     clipped: int
     simulator_seconds: float
@@ -46,8 +48,8 @@ class Player:
     def __init__(self, spec: EnvSpec, env_kwargs: Mapping[str, Any]) -> None:
         self._spec, self._env = spec, make_env(spec, env_kwargs)
         self._layout = layout_of(self._env, spec.id)
-        if not hasattr(self._env.unwrapped, "set_state"):
-            raise SimulationError(f"{spec.id} cannot start from a demonstration's state: it lacks set_state")
+        if not hasattr(self._env.unwrapped, "flat_state"):
+            raise SimulationError(f"{spec.id} cannot start from a demonstration's state: it lacks flat_state")
 
     def play(self, name: str, state: Float[np.ndarray, " s"], actions: Float[np.ndarray, "t a"]) -> Outcome:
         """Plays `actions` from `state` until success.
@@ -64,13 +66,14 @@ class Player:
             step = int(np.argwhere(~np.isfinite(actions))[0, 0])
             raise SimulationError(f"{name}: the action at step {step} is not finite")
         fitted, outside = fit_actions(actions, self._layout)
-        start, length, success = thread_time(), 0, False
+        start, length, success, score = thread_time(), 0, False, 0.0
         try:
             self._env.reset(options={"state": state})
             for action in fitted:
                 _, _, terminated, truncated, info = self._env.step(action)
                 length += 1
                 success = succeeded(info, self._spec.id)
+                score = max(score, score_of(info, success, self._spec.id))
                 if success or terminated or truncated:
                     break
         except SimulationError:
@@ -79,7 +82,7 @@ class Player:
             raise SimulationError(
                 f"{self._spec.id} failed on {name} at step {length}: {type(error).__name__}: {error}"
             ) from error
-        return Outcome(success, length, int(outside[:length].sum()), thread_time() - start)
+        return Outcome(success, score, length, int(outside[:length].sum()), thread_time() - start)
 
     def close(self) -> None:
         """Closes the environment."""

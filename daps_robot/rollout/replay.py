@@ -39,7 +39,8 @@ def replay_demos(
     """Replays demonstrations; success counts if reached at any step.
 
     Args:
-        env_id: a Gymnasium id whose `reset` takes `options={"state": flattened simulator state}`.
+        env_id: a Gymnasium id whose `reset` takes `options={"state": flattened simulator state}`, and whose `flat_state()`
+            gives such a state.
         demos: with states.
         tokenizer: takes the actions through codes and back, in consecutive windows of h steps; plain without.
         workers: simulator processes; 0 or 1 plays in this one, None takes one a core.
@@ -86,6 +87,7 @@ def replay_demos(
                 length=outcome.length,
                 plans=-(-len(demo) // tokenizer.horizon) if tokenizer is not None else 0,
                 clipped=outcome.clipped,
+                score=outcome.score,
                 name=demo.name,
             )
             for index, (demo, outcome) in enumerate(zip(demos, outcomes, strict=True))

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 from jaxtyping import Float, Int
 
-from daps_robot.rollout.statistics import success_interval
+from daps_robot.rollout.statistics import bounded_mean_interval, success_interval
 from daps_robot.types import JSON
 
 
@@ -23,6 +23,8 @@ class EpisodeRecord:
         length: steps until success, or until the episode ended without.
         plans: how often the policy was asked.
         clipped: action values outside the action space, clipped to its bounds.
+        score: how well the task was done, from 0 to 1: the largest `info["score"]` of its steps where the environment reports
+            one, else 1 for success and 0 for failure.
         name: the demonstration that was replayed, if one was.
     """
 
@@ -32,6 +34,7 @@ class EpisodeRecord:
     length: int
     plans: int
     clipped: int
+    score: float
     name: str | None = None
 
 
@@ -113,6 +116,21 @@ class Evaluation:
         return success_interval(self.successes, self.episodes).ci95
 
     @property
+    def graded(self) -> bool:
+        """Whether the environment tells more than success from failure: some score is neither's."""
+        return any(record.score != record.success for record in self.records)
+
+    @property
+    def mean_score(self) -> float:
+        """The mean of the episodes' scores; NaN for none."""
+        return mean([record.score for record in self.records])
+
+    @property
+    def score_ci95(self) -> tuple[float, float]:
+        """Its 95% interval, see `bounded_mean_interval`."""
+        return bounded_mean_interval([record.score for record in self.records])
+
+    @property
     def clipped(self) -> int:
         """Action values, of those executed, that lay outside the action space and were clipped."""
         return sum(record.clipped for record in self.records)
@@ -128,7 +146,9 @@ class Evaluation:
         return mean([record.length for record in self.records if record.success])
 
     def __str__(self) -> str:
-        return f"{self.env_id}: {success_interval(self.successes, self.episodes)}, {self.mean_length:.0f} steps an episode"
+        score = f", mean score {self.mean_score:.3f}" if self.graded else ""
+        rate = success_interval(self.successes, self.episodes)
+        return f"{self.env_id}: {rate}{score}, {self.mean_length:.0f} steps an episode"
 
     def to_json(self) -> JSON:
         """Everything but arrays; NaN becomes None, which JSON has."""
@@ -138,6 +158,8 @@ class Evaluation:
             "successes": self.successes,
             "episodes": self.episodes,
             "ci95": list(self.ci95),
+            "mean_score": finite(self.mean_score),
+            "score_ci95": list(self.score_ci95),
             "mean_length": finite(self.mean_length),
             "mean_success_length": finite(self.mean_success_length),
             "clipped_action_values": self.clipped,

@@ -100,6 +100,18 @@ def succeeded(info: Mapping[str, Any], env_id: str) -> bool:
     )
 
 
+def score_of(info: Mapping[str, Any], success: bool, env_id: str) -> float:
+    """How well the task is done after a step: `info["score"]`, or 1 for success and 0 without where there is none.
+
+    Raises:
+        SimulationError: for a score outside [0, 1].
+    """
+    score = float(info.get("score", success))
+    if not 0.0 <= score <= 1.0:
+        raise SimulationError(f'{env_id} reports info["score"] = {score}; scores go from 0 to 1: wrap it so that they do')
+    return score
+
+
 def layout_of(env: gym.Env[Any, Any], env_id: str) -> Layout:
     """The sizes of an environment's observations and actions.
 

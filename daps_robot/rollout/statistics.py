@@ -1,4 +1,4 @@
-"""Closed-form statistics of success counts and of times."""
+"""Statistics of success counts, of scores and of times."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Z95 = 1.959963984540054
 """The standard normal quantile of a two-sided 95% interval."""
 
 
-def wilson_interval(successes: int, episodes: int, z: float = Z95) -> tuple[float, float]:
+def wilson_interval(successes: float, episodes: float, z: float = Z95) -> tuple[float, float]:
     """The Wilson score interval of a success probability (Wilson 1927, equation without continuity correction).
 
     Unlike the normal approximation it stays inside [0, 1] and does not shrink to a point at 0 or all successes.
 
     Args:
-        successes: how many episodes succeeded.
+        successes: how many episodes succeeded; need not be whole, for episodes that count for more or less than one.
         episodes: out of how many.
         z: standard normal quantile; 1.96 for 95%.
 
@@ -63,6 +63,35 @@ def success_interval(successes: int, episodes: int) -> SuccessInterval:
     """Rate and 95% Wilson interval of `successes` out of `episodes`; the rate of no episodes is NaN."""
     rate = successes / episodes if episodes else math.nan
     return SuccessInterval(successes, episodes, rate, wilson_interval(successes, episodes))
+
+
+_DRAWS = 20_000
+
+
+def bounded_mean_interval(values: Sequence[float] | Float[np.ndarray, " k"]) -> tuple[float, float]:
+    """A 95% interval of the mean of independent values in [0, 1] (Learned-Miller and Thomas 2019, arXiv 1905.06208).
+
+    Whatever the distribution, its cumulative probabilities at the k ordered values are like k ordered uniform numbers. The
+    spacings of drawn ones weigh the values, and the one that is left over weighs a further value: 1 for the upper end, 0 for the
+    lower. The ends are the 97.5% and the 2.5% quantile of such means.
+
+    For zeros and ones this is the interval of Clopper and Pearson; for many spread values it comes near Student's, which is too
+    short for few values with a heap at 1, and a point where all are equal. That it covers the mean with 95% or more is proven for
+    zeros and ones, and conjectured for the rest.
+
+    Returns:
+        The lower and the upper end, the same for the same values in any order; (0, 1) for no values.
+
+    Raises:
+        ConfigError: for a value outside [0, 1].
+    """
+    ordered = np.sort(np.asarray(values, dtype=np.float64))
+    if not ((ordered >= 0) & (ordered <= 1)).all():
+        raise ConfigError("an interval of a mean score needs scores from 0 to 1")
+    weights = np.random.default_rng(0).standard_exponential((_DRAWS, len(ordered) + 1))
+    weights = weights[:, 1:] / weights.sum(axis=1, keepdims=True)
+    lower, above = (float(np.quantile(weights @ parts, 0.025)) for parts in (ordered, 1.0 - ordered))
+    return lower, 1.0 - above
 
 
 def percentiles(values: Sequence[float] | Float[np.ndarray, " k"], wanted: Sequence[int] = (50, 99)) -> dict[str, float]:

@@ -50,6 +50,7 @@ class Round:
         executed: (S,) steps executed of the last plan.
         ended: (S,) whether the episode that they belong to ended with them.
         success: (S,) whether it succeeded.
+        score: (S,) the largest score of its steps so far.
         expert: (S h a) the expert's next actions, where they were asked for; finished slots as above.
     """
 
@@ -59,6 +60,7 @@ class Round:
     executed: Int[np.ndarray, " S"]
     ended: Bool[np.ndarray, " S"]
     success: Bool[np.ndarray, " S"]
+    score: Float[np.ndarray, " S"]
     expert: Float[np.ndarray, "S h a"] | None
 
     @property
@@ -122,9 +124,16 @@ class SlotPool:
         def joined(name: str) -> np.ndarray:
             return np.concatenate([getattr(reply, name) for reply in replies])[order]
 
-        expert = joined("expert") if self._task.needs_expert else None
-        ended, success = joined("ended"), joined("success")
-        return Round(slots, joined("episode"), joined("observations"), joined("executed"), ended, success, expert)
+        return Round(
+            slots=slots,
+            episode=joined("episode"),
+            observations=joined("observations"),
+            executed=joined("executed"),
+            ended=joined("ended"),
+            success=joined("success"),
+            score=joined("score"),
+            expert=joined("expert") if self._task.needs_expert else None,
+        )
 
     def close(self) -> None:
         """Ends the workers."""

@@ -21,7 +21,7 @@ from gymnasium.envs.registration import EnvSpec
 from jaxtyping import Bool, Float, Int
 
 from daps_robot.errors import SimulationError
-from daps_robot.rollout.simulation import Layout, as_dict, flatten, layout_of, make_env, succeeded
+from daps_robot.rollout.simulation import Layout, as_dict, flatten, layout_of, make_env, score_of, succeeded
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ class SlotRound:
         executed: (k,) steps executed of the last plan.
         ended: (k,) whether the episode that they belong to ended with them.
         success: (k,) whether it succeeded.
+        score: (k,) the largest score of its steps so far.
         expert: (k h a) the expert's next actions, where they were asked for.
         simulator_seconds: processor time inside the environments' `step` and `reset`.
         lookahead_seconds: processor time of the expert's lookahead, simulation included.
@@ -77,6 +78,7 @@ class SlotRound:
     executed: Int[np.ndarray, " k"]
     ended: Bool[np.ndarray, " k"]
     success: Bool[np.ndarray, " k"]
+    score: Float[np.ndarray, " k"]
     expert: Float[np.ndarray, "k h a"] | None
     simulator_seconds: float
     lookahead_seconds: float
@@ -104,7 +106,7 @@ class Slot:
         self._state: Any = None
         self._limit = min(task.max_steps, task.spec.max_episode_steps or task.max_steps)
         self.episode = -1
-        self._step = 0
+        self._step, self._score = 0, 0.0
         nothing = np.zeros(sum(layout.obs_dims[key] for key in task.obs_keys), np.float32)  # a slot may never play
         self._history: deque[Float[np.ndarray, " o"]] = deque([nothing] * task.history, maxlen=task.history)
         self.plan: Float[np.ndarray, "h a"] = np.zeros((task.horizon, len(layout.low)), np.float32)
@@ -113,22 +115,23 @@ class Slot:
         self.simulator_seconds = 0.0
         self.lookahead_seconds = 0.0
 
-    def turn(self, actions: Float[np.ndarray, "e a"] | None) -> tuple[int, bool, bool]:
+    def turn(self, actions: Float[np.ndarray, "e a"] | None) -> tuple[int, bool, bool, float]:
         """A round of this slot: executes its plan, goes on to the next episode where one ends, looks ahead.
 
         Args:
             actions: the plan; None at the start, when there is no episode yet.
 
         Returns:
-            Steps executed, whether the episode ended, and whether it succeeded.
+            Steps executed, whether the episode ended, whether it succeeded, and its largest score so far.
         """
-        executed, ended, success = 0, False, False
+        executed, ended, success, score = 0, False, False, 0.0
         if actions is None:
             self.begin()
         elif self.episode >= 0:
             if self._shared:
                 self._simulator.set_state(self._state)
             executed, ended, success = self.play(actions)
+            score = self._score
             if ended:
                 self.begin()
         if self.episode >= 0:
@@ -136,14 +139,14 @@ class Slot:
                 self.plan = self.look_ahead()
             if self._shared:
                 self._state = self._simulator.get_state()
-        return executed, ended, success
+        return executed, ended, success, score
 
     def begin(self) -> None:
         """Starts the slot's next episode, or leaves the slot finished where there is none."""
         if self._next >= self.task.episodes:
             self.episode = -1
             return
-        self.episode, self._next, self._step = self._next, self._next + self.task.slots, 0
+        self.episode, self._next, self._step, self._score = self._next, self._next + self.task.slots, 0, 0.0
         seed = self.task.first_seed + self.episode
         start = perf_counter()
         observation, _ = self._env.reset(seed=seed)
@@ -173,6 +176,7 @@ class Slot:
             self._step += 1
             self._see(observation)
             success = succeeded(info, self.task.spec.id)
+            self._score = max(self._score, score_of(info, success, self.task.spec.id))
             if success or terminated or truncated or self._step >= self._limit:
                 return executed, True, success
         return len(actions), False, False
@@ -256,14 +260,15 @@ class SlotGroups:
         for env in self._envs:
             env.close()
 
-    def _report(self, slots: list[Slot], outcomes: list[tuple[int, bool, bool]], share: float) -> SlotRound:
-        executed, ended, success = zip(*outcomes, strict=True)
+    def _report(self, slots: list[Slot], outcomes: list[tuple[int, bool, bool, float]], share: float) -> SlotRound:
+        executed, ended, success, score = zip(*outcomes, strict=True)
         report = SlotRound(
             episode=np.array([slot.episode for slot in slots]),
             observations=np.stack([slot.history for slot in slots]),
             executed=np.array(executed),
             ended=np.array(ended),
             success=np.array(success),
+            score=np.array(score),
             expert=np.stack([slot.plan for slot in slots]) if self.task.needs_expert else None,
             simulator_seconds=share * sum(slot.simulator_seconds for slot in slots),
             lookahead_seconds=share * sum(slot.lookahead_seconds for slot in slots),

@@ -11,6 +11,7 @@ from daps_robot.errors import ConfigError
 from daps_robot.estimators.daps import daps_weights, effective_sample_size
 from daps_robot.models.code_model import CodeModel
 from daps_robot.models.policy import LatentPolicy
+from daps_robot.models.tokenizer import Tokenizer
 from daps_robot.parallel import uniform
 from daps_robot.training.metrics import mean_squared_error
 from daps_robot.training.tokenizer import EVAL_SAMPLES, chunk_inputs, examples_at_a_time
@@ -23,10 +24,13 @@ def action_bound(policy: LatentPolicy, valid: ChunkDataset, samples: int = EVAL_
     log p(a|o) ≥ E_q[log p(a|z)] − KL(q(z|a) ‖ π(z|o)), the ELBO with the policy in place of the uniform prior. A quantiser's q is
     a point, so the bound is defined for every kind of code, and comparable where the likelihood is the same.
 
+    Raises:
+        ConfigError: the tokenizer has no likelihood.
+
     Returns:
         `bound`; `reconstruction`, −E_q[log p(a|z)]; `kl_to_policy`; `entropy` of q; `cross_entropy`, −E_q[log π(z|o)].
     """
-    tokenizer = policy.tokenizer
+    tokenizer = likelihood_of(policy)
     device, codes = policy.scaler.shift.device, tokenizer.config.codes
     sums = dict.fromkeys(("reconstruction", "cross_entropy", "entropy"), 0.0)
     torch.manual_seed(0)
@@ -55,7 +59,7 @@ def calibration(policy: LatentPolicy, valid: ChunkDataset, beta: float, samples:
     Raises:
         ConfigError: the posterior is no distribution over codes.
     """
-    tokenizer = policy.tokenizer
+    tokenizer = likelihood_of(policy)
     if not isinstance(tokenizer.posterior, CodeModel):
         raise ConfigError("calibration is of a distribution over codes: a quantiser has none")
     device, codes = policy.scaler.shift.device, tokenizer.config.codes
@@ -66,7 +70,7 @@ def calibration(policy: LatentPolicy, valid: ChunkDataset, beta: float, samples:
         inputs = chunk_inputs(tokenizer, batch)
         memory = tokenizer.prepare(inputs)
         drawn = tokenizer.draw(memory, uniform(len(index), samples, codes.positions, device=device))
-        weights = daps_weights(tokenizer.log_likelihood(drawn.codes, inputs), drawn.log_prob, 0.0, beta)
+        weights = daps_weights(tokenizer.log_likelihood(drawn.codes, inputs), drawn.log_prob.sum(-1), 0.0, beta)
         share += float(effective_sample_size(weights).double().sum()) / samples
         again = tokenizer.decode_embedded(tokenizer.encoded(memory).embedded, batch.observations[:, -1])[:, 0]
         entropies.append(drawn.entropy.sum(-1).mean(1))
@@ -75,3 +79,10 @@ def calibration(policy: LatentPolicy, valid: ChunkDataset, beta: float, samples:
     if min(entropy.std(), error.std()) > 1e-6:  # a constant correlates with nothing
         result["spread"] = float(spearmanr(entropy.numpy(), error.numpy()).statistic)
     return result
+
+
+def likelihood_of(policy: LatentPolicy) -> Tokenizer:
+    """The policy's tokenizer, which must have a likelihood p(x|z)."""
+    if not isinstance(policy.tokenizer, Tokenizer):
+        raise ConfigError(f"a {type(policy.tokenizer).__name__} is a table: it has no likelihood to compare by")
+    return policy.tokenizer

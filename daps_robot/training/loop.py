@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from daps_robot import parallel
-from daps_robot.checkpoints import load_state, save_state
+from daps_robot.checkpoints import forget_checkpoints, keep_checkpoint, load_state, save_state
 from daps_robot.config import save_json
 from daps_robot.errors import CheckpointError, ConfigError, DapsRobotError, DataError
 from daps_robot.estimators.base import Loss
@@ -65,6 +65,8 @@ class Training:
         config, progress, device = self.config, self.progress, self.fabric.device
         if parallel.is_main():
             self.logger = MetricLogger(self.directory, progress.step, config.tensorboard)
+            if config.keep_last:
+                forget_checkpoints(self.directory / "checkpoints", progress.step)
         share = parallel.own_share(config.batch_size)
         pin = device.type == "cuda"
         stream = batches(data, config.batch_size, config.seed, progress.step, share, config.workers, pin)
@@ -168,7 +170,7 @@ class Training:
             self.logger.log(progress.step, "train", {**means, "skipped": float(progress.skipped), **rate})
 
     def evaluate(self) -> None:
-        """Validate (the averaged weights if there are such), log, and keep the model if it is the best so far."""
+        """Validate (the averaged weights if there are such), log, and keep the model if it is the best, or as one of the last."""
         objective, progress = self.objective, self.progress
         if self.average is not None:
             self.average.swap()
@@ -189,6 +191,8 @@ class Training:
             if better:
                 objective.save(self.directory / "model")
                 save_json(metrics, self.directory / "best.json")
+            if keep := self.config.keep_last:
+                keep_checkpoint(self.directory / "checkpoints", progress.step, keep, objective.save)
         objective.train()
         if self.average is not None:
             self.average.swap()
@@ -287,5 +291,6 @@ def stop_signals() -> Iterator[Stop]:
 
 def _line(progress: Progress, config: TrainerConfig, means: dict[str, float]) -> str:
     shown = ("reconstruction", "nll", "ess", "eta", "distinct")
-    values = "  ".join(f"{name} {means[f'train/{name}']:.4g}" for name in shown if f"train/{name}" in means)
+    names = [name for name in shown if f"train/{name}" in means] or ["loss"] * ("train/loss" in means)
+    values = "  ".join(f"{name} {means[f'train/{name}']:.4g}" for name in names)
     return f"step {progress.step}/{config.max_steps}  {progress.seconds:.0f} s  {values}"

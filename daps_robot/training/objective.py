@@ -62,6 +62,7 @@ class TrainerConfig:
         precision: float32, or bfloat16 autocast in which log-probabilities stay float32.
         eval_every: steps between validations and checkpoints; 0 only at the end.
         log_every: steps between logged training metrics (their means).
+        keep_last: models of the last validations to keep in checkpoints/<step>, beside the best one.
         patience: stop after so many validations without improvement; 0 never.
         max_skipped: non-finite steps in a row that end the run.
         tensorboard: write TensorBoard files beside the JSONL.
@@ -79,13 +80,14 @@ class TrainerConfig:
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     eval_every: int = 500
     log_every: int = 50
+    keep_last: int = 0
     patience: int = 0
     max_skipped: int = 50
     tensorboard: bool = True
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
-        for name in ("patience", "max_skipped", "eval_every", "workers"):
+        for name in ("patience", "max_skipped", "eval_every", "keep_last", "workers"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} {getattr(self, name)} must be at least 0")
         for name in ("max_steps", "batch_size", "accumulate", "log_every"):

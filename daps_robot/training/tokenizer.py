@@ -12,7 +12,9 @@ from torch import Tensor
 
 from daps_robot import parallel
 from daps_robot.estimators.base import Estimator, Loss
+from daps_robot.models.action_tokenizer import ActionTokenizer
 from daps_robot.models.code_model import CodeModelConfig
+from daps_robot.models.prefixes import drawn_prefixes, prefix_lengths
 from daps_robot.models.tokenizer import Inputs, Tokenizer
 from daps_robot.training.metrics import code_counts, mean_squared_error, perplexity, squared_error
 from daps_robot.training.objective import Objective
@@ -68,7 +70,10 @@ class TokenizerObjective(Objective):
 
     def forward(self, batch: ChunkBatch | Tensor, step: int) -> Loss:
         self.steps = step + 1
-        return self.estimator.loss(batch_inputs(self.tokenizer, batch), step)
+        inputs = batch_inputs(self.tokenizer, batch)
+        if self.tokenizer.config.nested_dropout:
+            inputs = inputs._replace(kept=drawn_prefixes(len(inputs.x), self.tokenizer.config.codes.positions, inputs.x.device))
+        return self.estimator.loss(inputs, step)
 
     def own_learning_rates(self) -> dict[str, float]:
         return {f"estimator.{name}": rate for name, rate in self.estimator.learning_rates.items()}
@@ -87,7 +92,7 @@ class TokenizerObjective(Objective):
 
 @torch.no_grad()
 def evaluate_tokenizer(
-    tokenizer: Tokenizer,
+    tokenizer: ActionTokenizer,
     data: Batches,
     beta_end: float,
     measure: Callable[[], Measure] | None = None,
@@ -102,7 +107,9 @@ def evaluate_tokenizer(
     the peak is the range of the split's data (a `measure` may have a `psnr` of its own, which then stands there).
     `perplexity`: of the most likely codes, per position over the split, then averaged. `unused_codes`: share of the vocabulary
     that no example uses, averaged over positions. `bits_used`: sum over positions of the entropy of those frequencies; of a
-    Gaussian, its KL in bits. `loss` is −`elbo_beta_end`, of quantisers `reconstruction`.
+    Gaussian, its KL in bits. `loss` is −`elbo_beta_end`, of quantisers `reconstruction`. `rmse_prefix/m`: over all entries, in
+    the data's units, from the first m most likely codes, where prefixes decode. Of a table (bins, fast), which has no
+    likelihood, everything in action units and about codes, and the means of its `facts`.
 
     Args:
         beta_end: β of `elbo_beta_end`.
@@ -111,12 +118,21 @@ def evaluate_tokenizer(
         counts: (l v), if given, is added to: how often each code was the most likely one.
     """
     codes_config, device = tokenizer.config.codes, tokenizer.scaler.shift.device
-    n, channels = len(data), tokenizer.config.front_end.channels
-    nats: dict[str, Tensor] = {"reconstruction": torch.zeros((), dtype=torch.float64, device=device)}
+    n, channels = len(data), tokenizer.action_dim
+    sums: dict[str, Tensor] = {}
+    if isinstance(tokenizer, Tokenizer):
+        sums["reconstruction"] = torch.zeros((), dtype=torch.float64, device=device)
+
+    def add(name: str, values: Tensor) -> None:
+        sums[name] = sums.get(name, 0) + values.double().sum()
+
     if counts is None:
         counts = torch.zeros(codes_config.positions, codes_config.vocabulary, dtype=torch.long, device=device)
     squares = torch.zeros(2, channels, dtype=torch.float64, device=device)  # of the most likely codes, of a sample
     measures = [measure(), measure()] if measure else []
+    coded = math.isfinite(tokenizer.bits)
+    lengths = prefix_lengths(codes_config.positions) if tokenizer.config.ordered and coded else []
+    of_prefixes = torch.zeros(len(lengths), dtype=torch.float64, device=device)
     steps = torch.zeros((), dtype=torch.float64, device=device)
     low, high, decibels = math.inf, -math.inf, torch.zeros((), dtype=torch.float64, device=device)
     seed = int(torch.randint(2**62, ()))
@@ -126,39 +142,52 @@ def evaluate_tokenizer(
         torch.manual_seed(step_seed(seed, i))  # the same noise, whichever rank has these examples
         batch = to_device(data.gather(index), device)
         x, observation = (batch.actions, batch.observations[:, -1]) if isinstance(batch, ChunkBatch) else (batch, None)
-        inputs = batch_inputs(tokenizer, batch)
-        memory = tokenizer.prepare(inputs)
-        drawn, likely = tokenizer.encoded(memory, EVAL_SAMPLES), tokenizer.encoded(memory)
-        params = tokenizer.decoder_params(drawn.embedded, inputs)
-        nats["reconstruction"] -= tokenizer.likelihood.log_prob(params, inputs.x, inputs.mask).mean(1).double().sum()
-        if drawn.kl is not None:
-            nats["kl"] = nats.get("kl", 0) + drawn.kl.mean(1).double().sum()
-        if likely.codes is not None:
-            counts += code_counts(likely.codes[:, 0], codes_config.vocabulary)
-        for which, embedded in enumerate((likely.embedded, drawn.embedded[:, :1])):
-            again = tokenizer.decode_embedded(embedded, observation)[:, 0]
-            error, of_steps = squared_error(x, again, inputs.mask)
+        mask = batch.mask if isinstance(batch, ChunkBatch) else None
+        if isinstance(tokenizer, Tokenizer):
+            inputs = batch_inputs(tokenizer, batch)
+            memory = tokenizer.prepare(inputs)
+            drawn, likely = tokenizer.encoded(memory, EVAL_SAMPLES), tokenizer.encoded(memory)
+            params = tokenizer.decoder_params(drawn.embedded, inputs)
+            add("reconstruction", -tokenizer.likelihood.log_prob(params, inputs.x, mask).mean(1))
+            if drawn.kl is not None:
+                add("kl", drawn.kl.mean(1))
+            codes = likely.codes
+            both = [tokenizer.decode_embedded(e.embedded[:, :1], observation)[:, 0] for e in (likely, drawn)]
+        else:
+            for name, values in tokenizer.facts(x).items():
+                add(name, values)
+            codes = tokenizer.encode(x)
+            both = 2 * [tokenizer.decode(codes)[:, 0]]
+        if codes is not None:
+            counts += code_counts(codes[:, 0], codes_config.vocabulary)
+        for which, m in enumerate(lengths):
+            assert codes is not None
+            of_prefixes[which] += squared_error(x, tokenizer.decode(codes[..., :m], observation)[:, 0], mask)[0].sum()
+        for which, again in enumerate(both):
+            error, of_steps = squared_error(x, again, mask)
             squares[which] += error
             if measures:
                 measures[which].update(x, again)
             if which == 0:
                 steps += of_steps
-                decibels -= 10 * mean_squared_error(x, again, inputs.mask).clamp(min=1e-12).log10().sum()
+                decibels -= 10 * mean_squared_error(x, again, mask).clamp(min=1e-12).log10().sum()
         low, high = min(low, float(x.min())), max(high, float(x.max()))
     low, high = -parallel.largest([-low], device)[0], parallel.largest([high], device)[0]
-    for total in (*nats.values(), counts, squares, steps, decibels):
+    for total in (*sums.values(), counts, squares, of_prefixes, steps, decibels):
         parallel.sum_over_ranks(total)
-    result = {name: float(total) / n for name, total in nats.items()}
+    result = {name: float(total) / n for name, total in sums.items()}
     if "kl" in result:
         result["elbo"] = -result["reconstruction"] - result["kl"]
         result["elbo_beta_end"] = -result["reconstruction"] - beta_end * result["kl"]
-        if math.isfinite(tokenizer.bits):
+        if coded:
             result["entropy"] = codes_config.bits * math.log(2) - result["kl"]
-    result["loss"] = -result.get("elbo_beta_end", -result["reconstruction"])
+    if "reconstruction" in result:
+        result["loss"] = -result.get("elbo_beta_end", -result["reconstruction"])
     for name, total in zip(("rmse", "rmse_sample"), squares, strict=True):
         result |= {f"{name}/{i}": float(v) for i, v in enumerate((total / steps).sqrt())}
+    result |= {f"rmse_prefix/{m}": float((s / steps / channels).sqrt()) for m, s in zip(lengths, of_prefixes, strict=True)}
     result["psnr"] = float(decibels) / n + 20 * math.log10((high - low) or 1.0)
-    if math.isfinite(tokenizer.bits):
+    if coded:
         result["perplexity"] = float(perplexity(counts).mean())
         result["unused_codes"] = float((counts == 0).double().mean())
         result["bits_used"] = float(perplexity(counts).double().log2().sum())

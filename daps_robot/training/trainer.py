@@ -25,11 +25,12 @@ RUN_FILES = (
     *("config.json", "state.pt", "best.json", "metrics.jsonl", "timing.json"),
     *("report.json", "report.html", "examples.png"),
 )
-"""What a run and the command around it write, beside model/ and tensorboard/."""
+"""What a run and the command around it write, beside model/, checkpoints/ and tensorboard/."""
 
 
 class Trainer:
-    """Runs the loop in a directory: config.json, metrics.jsonl, tensorboard/, state.pt (to resume), model/ (the best)."""
+    """Runs the loop in a directory: config.json, metrics.jsonl, tensorboard/, state.pt (to resume), model/ (the best),
+    checkpoints/ (the last ones)."""
 
     def __init__(self, config: TrainerConfig, directory: Path, description: Any = None) -> None:
         """`description` is saved as config.json beside the results; a resumed run must have the same."""
@@ -55,7 +56,7 @@ class Trainer:
         fabric = self._fabric()
         with owned_directory(self.directory) if parallel.is_main() else nullcontext(), stop_signals() as stop:
             if parallel.is_main():
-                self._claim(resume, overwrite)
+                self.claim(resume, overwrite)
             parallel.wait_for_all()
             training = Training(self.config, self.directory, fabric, objective)
             if resume and (self.directory / "state.pt").is_file():
@@ -93,13 +94,18 @@ class Trainer:
             raise ConfigError(f"device {config.device!r} in {config.precision!r} cannot be used: {short(error)}") from error
         return fabric
 
-    def _claim(self, resume: bool, overwrite: bool) -> None:
+    def claim(self, resume: bool, overwrite: bool) -> None:
+        """Make the directory this run's: refuse another run's, throw one away if told to, write config.json.
+
+        Raises:
+            RunDirectoryError: the directory holds a run that is not to be thrown away, or cannot be written.
+        """
         path = self.directory / "config.json"
         if overwrite and path.is_file():  # without it, whatever lies there is not ours to throw away
             self._refuse_another_kind(path)
             for name in RUN_FILES:
                 (self.directory / name).unlink(missing_ok=True)
-            for name in ("model", "tensorboard"):
+            for name in ("model", "checkpoints", "tensorboard"):
                 shutil.rmtree(self.directory / name, ignore_errors=True)
         if resume and path.is_file() and self._holds_results():
             found = load_json(path)

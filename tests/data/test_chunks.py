@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daps_robot.data.chunks import ChunkDataset
+from daps_robot.data.chunks import ChunkDataset, ObservedSteps
 from daps_robot.errors import DataError
 from daps_robot.types import Demo
 
@@ -70,3 +70,17 @@ def test_a_demonstration_shorter_than_a_chunk_is_named():
 def test_a_split_without_demonstrations_is_refused():
     with pytest.raises(DataError, match=r"here\.hdf5"):
         ChunkDataset([], ("state",), 4, where="here.hdf5")
+
+
+@pytest.mark.parametrize("history", [1, 4])
+def test_observed_steps_come_with_their_own_actions(history):
+    demos = [demo(i, steps) for i, steps in enumerate((3, 7))]
+    data = ObservedSteps(ChunkDataset(demos, ("state",), horizon=1, history=history))
+    windows = [(d, t) for d in demos for t in range(len(d))]
+    assert len(data) == len(windows)
+    batch = data.gather(torch.arange(len(data)))
+    for row, (d, t) in enumerate(windows):
+        for i, step in enumerate(range(t - history + 1, t + 1)):
+            assert batch.actions[row, i].tolist() == d.actions[max(step, 0)].tolist()
+            assert batch.observations[row, i].tolist() == d.obs["state"][max(step, 0)].tolist()
+            assert bool(batch.mask[row, i]) == (step >= 0)

@@ -6,9 +6,10 @@ import h5py
 import numpy as np
 import pytest
 
-from daps_robot.data import demos as demos_module
+from daps_robot.data import demo_checks
 from daps_robot.data.demo_writer import DemoWriter, Episode
-from daps_robot.data.demos import ENV_IDS, ROBOMIMIC_KEYS, read_demos
+from daps_robot.data.demos import ROBOMIMIC_KEYS, read_demos
+from daps_robot.data.env_args import ENV_IDS
 from daps_robot.errors import DataError
 
 DIMS = dict(zip(ROBOMIMIC_KEYS, (3, 4, 2, 10), strict=True))
@@ -104,6 +105,19 @@ def test_with_one_mask_the_rest_is_the_other_split(path):
     assert read_demos(path).valid == ("demo_4", "demo_9")
 
 
+def test_fewer_demonstrations_are_nested_and_drawn_by_the_seed(path):
+    demos = read_demos(path)
+    draws = [demos.fewer(count, seed=3) for count in (2, 5, 10)]
+    assert [len(each.train) for each in draws] == [2, 5, 10]
+    assert set(draws[0].train) < set(draws[1].train) < set(draws[2].train) == set(demos.train)
+    assert all(each.valid == demos.valid and each.train == demos.fewer(len(each.train), 3).train for each in draws)
+    assert demos.fewer(5, seed=4).train != draws[1].train
+    assert demos.fewer(None, seed=3) is demos
+    for count in (0, 11):
+        with pytest.raises(DataError, match=rf"lift.hdf5: {count} of its 10 training"):
+            demos.fewer(count, seed=0)
+
+
 def test_other_keys_are_read_sorted_where_robomimics_are_missing(path):
     def change(file):
         for demo in file["data"].values():
@@ -113,6 +127,21 @@ def test_other_keys_are_read_sorted_where_robomimics_are_missing(path):
     edit(path, change)
     assert read_demos(path).obs_keys == ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "state")
     assert read_demos(path, ["state"]).obs_keys == ("state",)
+
+
+def test_units_of_the_actions_are_read_where_the_file_names_them(path):
+    def name(units):
+        edit(path, lambda file: file["data"].attrs.__setitem__("env_args", json.dumps({"action_units": units})))
+        return read_demos(path)
+
+    assert read_demos(path).action_units is None
+    units = ["m"] * read_demos(path).action_dim
+    assert name(units).action_units == tuple(units)
+    with pytest.raises(DataError, match="names 1 dimensions, but actions have"):
+        _ = name(["m"]).action_units
+    for wrong in ("m", [1, 2], {"m": 1}):
+        with pytest.raises(DataError, match="not a list of names"):
+            _ = name(wrong).action_units
 
 
 def test_foreign_environments_have_no_id(path):
@@ -310,7 +339,7 @@ def test_damage_anywhere_is_refused_or_harmless(path, seed):
 
 
 def test_sizes_are_checked_before_memory_is_taken(path, monkeypatch):
-    monkeypatch.setattr(demos_module, "MAX_BYTES", 1000)
+    monkeypatch.setattr(demo_checks, "MAX_BYTES", 1000)
     refused(path, "GiB")
 
 

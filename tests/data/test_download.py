@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from daps_robot.data import download as module
-from daps_robot.data.download import download
+from daps_robot.data.download import download, hub_file
 from daps_robot.errors import DataError
 
 CONTENT = bytes(range(256)) * 40
@@ -40,6 +40,16 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
         elif self.path == "/broken":
             self.wfile.write(body[:3000])
+
+    def do_HEAD(self):
+        """The hub's answers: /resolve/main/… redirects to a storage service, and states checksum and commit itself."""
+        self.send_response({"big": 200, "private": 401}.get(self.path.rpartition("/")[2], 302))
+        size = {"big": 5 * 2**30, "many": "9" * 99}.get(self.path.rpartition("/")[2], len(CONTENT))
+        stated = {"X-Repo-Commit": "c" * 40, "X-Linked-ETag": f'"{SHA256}"', "X-Linked-Size": str(size)}
+        for key, value in stated.items() if not self.path.endswith("small") else ():
+            self.send_header(key, value)
+        self.send_header("Location", "https://127.0.0.1:9/storage")
+        self.end_headers()
 
     def log_message(self, *arguments):
         pass
@@ -136,3 +146,29 @@ def test_no_network_no_page_no_space_no_second_download(server, path, monkeypatc
     monkeypatch.setattr(module, "_receive", full)
     with pytest.raises(DataError, match=r"no space left .* free 1 MiB"):
         download(f"{server.url}/whole", path, SHA256, 2**20)
+
+
+def test_the_hub_is_asked_for_checksum_and_commit(server):
+    found = hub_file(f"{server.url}/datasets/a/b", "v1/low_dim.hdf5")
+    assert found == (f"{server.url}/datasets/a/b/resolve/{'c' * 40}/v1/low_dim.hdf5", SHA256, len(CONTENT))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("small", "states no commit, checksum and size"),  # not in its store of large files
+        ("big", "below 4 GiB"),
+        ("many", "below 4 GiB"),
+        ("private", "HTTP Error 401"),
+    ],
+)
+def test_without_a_checksum_from_the_hub_nothing_is_fetched(server, name, message):
+    with pytest.raises(DataError, match=f"{message}.*pass its path as --dataset"):
+        hub_file(f"{server.url}/datasets/a/b", name)
+
+
+def test_no_hub_in_reach(server):
+    with pytest.raises(DataError, match=r"cannot ask for http://127.0.0.1:9/a/resolve/main/b .*by other means"):
+        hub_file("http://127.0.0.1:9/a", "b")
+    with pytest.raises(DataError, match="is not an http:// address"):
+        hub_file("ftp://127.0.0.1/a", "b")

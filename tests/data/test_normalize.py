@@ -48,6 +48,14 @@ def test_a_shared_scale_is_the_root_mean_square_of_the_moving_dimensions():
     np.testing.assert_allclose(scaler.shift, [values[:, 0].mean(), values[:, 1].mean(), 2, -1], rtol=1e-6)
 
 
+def test_dimensions_of_one_unit_share_a_scale():
+    values = np.random.default_rng(0).normal(0, [0.1, 0.3, 2.0, 1.0, 0.0], (300, 5))
+    scaler = Scaler.fit(values, shared=("m", "m", "rad", "rad", "rad"))
+    deviation = values.std(0)
+    metres, radians = (np.sqrt(np.square(deviation[part]).mean()) for part in ([0, 1], [2, 3]))
+    np.testing.assert_allclose(scaler.scale, [metres, metres, radians, radians, metres], rtol=1e-6)  # the constant: the smallest
+
+
 def test_binary_dimensions_become_zero_and_one():
     values = np.array([[-1.0, 0.0], [1.0, 0.04], [-1.0, 0.04]])
     scaler = Scaler.fit(values, binary=(0, 1))
@@ -108,3 +116,12 @@ def columns():
 def test_near_binary(name):
     values, expected = columns()[name]
     assert near_binary(np.stack([values, np.zeros(1000)], 1).astype(np.float32)) == ((0,) if expected else ())
+
+
+def test_a_range_becomes_minus_one_to_one():
+    values = np.array([[0.0, 5.0, -3.0], [512.0, 5.0, -1.0], [128.0, 5.0, -2.0]])
+    scaler = Scaler.fit_range(values)
+    normalised = scaler.normalize(torch.from_numpy(values).float())
+    torch.testing.assert_close(normalised, torch.tensor([[-1.0, 0, -1], [1, 0, 1], [-0.5, 0, 0]]))
+    assert scaler.scale[1] == 1  # a constant dimension has the smallest scale of the others
+    assert Scaler.fit_range(values[:, 1:2]).scale.tolist() == [1.0]

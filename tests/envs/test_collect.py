@@ -1,6 +1,7 @@
 """Collection: the same file for any number of workers, interruption at any time, what is refused."""
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -12,11 +13,13 @@ import h5py
 import numpy as np
 import pytest
 
+from daps_robot.data.catalog import DATASETS
 from daps_robot.data.demos import EVAL_SEED_START, read_demos
 from daps_robot.envs.collect import SEEDS_PER_COLLECTION, TASKS, collect_demos
 from daps_robot.envs.episodes import HOLD_STEPS
 from daps_robot.errors import ConfigError, DataError
 
+PLAIN_LIFT = "ea2f5319f7f1010b"
 SCRIPT = Path(__file__).parents[2] / "scripts" / "collect_demos.py"
 
 
@@ -130,6 +133,7 @@ def test_killed_at_any_time_it_leaves_no_half_file_and_goes_on(reference, tmp_pa
         ({"task": "lfit"}, "Did you mean lift"),
         ({"demos": 0}, "demos"),
         ({"noise": -0.1}, "noise"),
+        ({"style": "humane"}, "plain, human"),
         ({"seed": 1000}, "seed"),
         ({"workers": 0}, "workers"),
         ({"valid_fraction": 1.0}, "valid_fraction"),
@@ -150,13 +154,32 @@ def test_demonstration_seeds_stay_below_evaluation_seeds():
     assert 1000 * SEEDS_PER_COLLECTION <= EVAL_SEED_START
 
 
-def test_the_datasets_of_the_catalog_are_the_tasks(tmp_path, monkeypatch):
-    from daps_robot.envs import collect, datasets
+def test_the_file_says_how_it_was_collected(reference):
+    with h5py.File(reference) as file:
+        collection = json.loads(file["data"].attrs["collection"])
+    assert (
+        collection.items() >= {"env_id": "daps_robot/Lift-v0", "style": "plain", "noise": 0.1, "nudges": 0.03, "seed": 4}.items()
+    )
+
+
+def test_plain_lift_is_what_it_always_was(reference):
+    """Published figures depend on these demonstrations."""
+    actions = read_demos(reference).demos[0].actions
+    assert hashlib.sha256(actions.tobytes()).hexdigest()[:16] == PLAIN_LIFT
+
+
+def test_the_datasets_of_the_catalog_are_the_tasks_and_styles(tmp_path, monkeypatch):
+    from daps_robot.envs import collect
 
     asked = []
-    monkeypatch.setattr(collect, "collect_demos", lambda task, out: asked.append((task, out)))
-    for name in ("LIFT", "CAN", "SQUARE"):
-        dataset = getattr(datasets, name)
-        dataset.generate(tmp_path / "x.hdf5")
-        assert dataset.env_id == TASKS[dataset.name].env.env_id
-    assert asked == [(name, tmp_path / "x.hdf5") for name in TASKS]
+    monkeypatch.setattr(collect, "collect_demos", lambda task, out, style: asked.append((task, style)))
+    for name, task, style in (
+        ("lift", "lift", "plain"),
+        ("can", "can", "plain"),
+        ("square", "square", "plain"),
+        ("can-human", "can", "human"),
+        ("square-human", "square", "human"),
+    ):
+        DATASETS[name].generate(tmp_path / "x.hdf5")
+        assert asked.pop() == (task, style)
+        assert DATASETS[name].name == name and DATASETS[name].env_id == TASKS[task].env.env_id

@@ -5,13 +5,14 @@ import copy
 import numpy as np
 import pytest
 
-from daps_robot.envs.experts import Hand, rotation_matrix, wrap
+from daps_robot.envs.hand import Hand, bent, rotation_matrix, wrap
+from daps_robot.envs.styles import Style
 
 
-def episode(env, seed, noise=0.0, before=None, steps=400):
+def episode(env, seed, noise=0.0, before=None, steps=400, style="plain"):
     """Steps until success (None: none within `steps`) and the actions."""
     observation, _ = env.reset(seed=seed)
-    expert = env.make_expert(noise=noise, seed=seed)
+    expert = env.make_expert(noise=noise, seed=seed, style=style)
     if before is not None:
         observation = before(observation)
     actions = []
@@ -33,6 +34,81 @@ def test_lift_is_smooth_decisive_and_robust_to_noise(make_env):
     lengths = [episode(env, seed=2_000_000_000 + i, noise=0.1)[0] for i in range(10)]
     assert None not in lengths
     assert 30 <= np.mean(lengths) <= 70
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["Lift", "Can", "Square"])
+def test_19_of_20_succeed_in_the_human_style(make_env, name):
+    env = make_env(f"daps_robot/{name}-v0")
+    lengths = [episode(env, seed=3_000_000_000 + i, noise=0.05, style="human")[0] for i in range(20)]
+    assert sum(length is not None for length in lengths) >= 19
+
+
+def test_a_seed_draws_a_style_and_plain_has_none(make_env):
+    env = make_env("daps_robot/Can-v0")
+    styles = [env.make_expert(seed=seed, style="human").style for seed in range(40)]
+    assert styles[3] == env.make_expert(seed=3, style="human").style
+    assert len(set(styles)) == 40
+    assert {style.misses for style in styles} == {style.drops for style in styles} == {0, 1}
+    assert env.make_expert(seed=3).style == Style()
+
+
+def human_expert(env, seed, **chosen):
+    expert = env.make_expert(seed=seed, style="human")
+    expert.style = Style(**chosen)
+    expert._misses, expert._drops = expert.style.misses, expert.style.drops
+    return expert
+
+
+def openings(env, expert, seed, steps=400):
+    """Distance between the fingers at each step, whether they are told to close, and the object's height, until success."""
+    observation, _ = env.reset(seed=seed)
+    seen = []
+    for _ in range(steps):
+        action = expert.act(observation)
+        fingers = observation["robot0_gripper_qpos"]
+        seen.append((fingers[0] - fingers[1], action[6], env.positions()[1][2]))
+        observation, _, _, _, info = env.step(action)
+        if info["success"]:
+            return np.array(seen)
+    raise AssertionError("not solved")
+
+
+@pytest.mark.parametrize("miss_above", [True, False])
+def test_a_grasp_misses_and_the_next_one_does_not(env, miss_above):
+    seen = openings(env, human_expert(env, 5, misses=1, miss_above=miss_above, side=-0.5), seed=20_000_005)
+    closed_on_nothing = seen[:, 0] < 0.012
+    assert closed_on_nothing.any()
+    again = np.flatnonzero(closed_on_nothing)[-1]
+    assert (seen[again:, 1] == -1).any() and seen[-1, 0] > 0.012
+
+
+def test_what_slips_falls_and_is_picked_up_again(env):
+    seen = openings(env, human_expert(env, 5, drops=1, drop_after=2), seed=20_000_005)
+    orders = seen[:, 1][np.flatnonzero(seen[:, 1] == 1)[0] :]
+    assert (np.diff(orders) == -2).any() and (np.diff(orders) == 2).any()  # opens again, then closes again
+
+
+def test_pauses_and_waits_hold_the_hand_still(make_env):
+    env = make_env("daps_robot/Lift-v0")
+    expert = human_expert(env, 1, pause=1.0, longest_pause=3)
+    observation, _ = env.reset(seed=1)
+    for _ in range(5):
+        assert np.abs(expert.act(observation)[[0, 1, 2, 5]]).max() == 0.0
+    lengths = [len(openings(env, human_expert(env, 1, longest_wait=wait), seed=1)) for wait in (0, 12)]
+    assert lengths[1] > lengths[0]
+
+
+def test_ways_bend_and_end_at_the_goal():
+    for angle in (-0.6, 0.6):
+        place, longest = np.zeros(3), 0.0
+        for _ in range(200):
+            move = np.array([0.4, 0.0, 0.0]) - place
+            place = place + 0.1 * bent(move, float(np.hypot(*move[:2])), angle)
+            longest = max(longest, abs(place[1]))
+        np.testing.assert_allclose(place, [0.4, 0.0, 0.0], atol=1e-6)
+        assert longest > 0.05
+    assert np.array_equal(bent(np.array([0.04, 0.0, 0.1]), 0.04, 0.6), [0.04, 0.0, 0.1])
 
 
 @pytest.mark.slow
@@ -60,9 +136,10 @@ def test_noise_is_of_the_size_asked_for_and_spares_the_gripper(make_env):
     assert (errors[:, 6] == 0).all()
 
 
-def test_the_seed_decides_the_noise_and_a_copy_acts_alike(make_env):
+@pytest.mark.parametrize("style", ["plain", "human"])
+def test_the_seed_decides_the_noise_and_a_copy_acts_alike(make_env, style):
     observation, _ = make_env("daps_robot/Lift-v0").reset(seed=0)
-    first, same, other = (make_env("daps_robot/Lift-v0").make_expert(noise=0.1, seed=seed) for seed in (1, 1, 2))
+    first, same, other = (make_env("daps_robot/Lift-v0").make_expert(noise=0.1, seed=seed, style=style) for seed in (1, 1, 2))
     first.act(observation)
     same.act(observation)
     copied = copy.deepcopy(first)
@@ -72,7 +149,8 @@ def test_the_seed_decides_the_noise_and_a_copy_acts_alike(make_env):
     assert not np.array_equal(action, other.act(observation))
 
 
-def test_it_picks_up_again_what_it_dropped(env):
+@pytest.mark.parametrize("style", ["plain", "human"])
+def test_it_picks_up_again_what_it_dropped(env, style):
     """With the object just in its grasp, another hand opens the gripper for a while and pushes about."""
     grasped = {"Lift": 28, "PickPlaceCan": 50, "NutAssemblySquare": 45}[env.robosuite_name]
 
@@ -84,7 +162,7 @@ def test_it_picks_up_again_what_it_dropped(env):
             observation, *_ = env.step(np.array([0.1, -0.2, 0.3, 0, 0, 0.2, -1.0]))
         return observation
 
-    assert episode(env, seed=10_000_101, before=disturb)[0] is not None
+    assert episode(env, seed=10_000_101, before=disturb, style=style)[0] is not None
 
 
 def test_the_hands_yaw_is_zero_at_rest(env):

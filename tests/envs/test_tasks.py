@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
+from daps_robot.data.env_args import ARM, ENV_IDS, ROBOSUITE, SETTINGS, env_differences
 from daps_robot.envs.registration import ENV_CLASSES, MAX_EPISODE_STEPS
-from daps_robot.envs.simulator import build_robosuite
+from daps_robot.envs.simulator import ROBOSUITE_VERSION, build_robosuite
 from daps_robot.errors import SimulationError
 
 ANOTHER_PROCESS = """
@@ -175,6 +176,21 @@ def test_observations_are_robosuites(env):
     for key, value in ours.items():
         np.testing.assert_allclose(value, theirs[key], atol=1e-5, err_msg=key)
     assert info["success"] == bool(suite._check_success())
+
+
+def test_the_set_up_is_the_one_that_files_are_compared_with(env):
+    said = env.env_args()
+    assert ENV_IDS[said["env_name"]] == said["gymnasium_id"]
+    assert ROBOSUITE_VERSION.startswith(f"{ROBOSUITE[-1]}.")
+    assert env_differences(said) == []
+    robot = env._suite.robots[0]
+    assert SETTINGS["robots"] == robot.name and SETTINGS["control_freq"] == env._suite.control_freq
+    arm = robot.part_controller_config["right"]
+    assert arm["input_type"] == "delta"
+    stated = {name: arm[name] for name in ARM if name in arm}
+    assert len(stated) >= 11 and stated == {name: ARM[name] for name in stated}
+    base = env._data.site_xmat[env.controller._base_site].reshape(3, 3)
+    np.testing.assert_array_equal(base, np.eye(3))  # so that actions seen from the base and from the world are the same
 
 
 @pytest.mark.parametrize(

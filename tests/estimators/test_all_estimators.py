@@ -19,7 +19,7 @@ NAMES = sorted(ESTIMATORS)
 needs_vq = pytest.mark.skipif(
     importlib.util.find_spec("vector_quantize_pytorch") is None, reason="vector-quantize-pytorch is not installed"
 )
-each = pytest.mark.parametrize("name", [pytest.param(n, marks=needs_vq) if n == "vq" else n for n in NAMES])
+each = pytest.mark.parametrize("name", [pytest.param(n, marks=needs_vq) if n in ("vq", "rvq") else n for n in NAMES])
 TINY = {"k": 4, "warm_start_steps": 0, "draws": 5}
 
 
@@ -36,7 +36,7 @@ def make(name, total_steps=400, **settings):
 
 def test_they_are_all_there():
     assert {"daps", "daps-published", "daps-na", "gumbel", "gumbel-na", "gr-mck", "gr-mck-na"} <= set(NAMES)
-    assert {"reinmax", "rloo", "rws", "rws-1", "ppo", "vq", "fsq", "vae"} <= set(NAMES)
+    assert {"reinmax", "rloo", "rws", "rws-1", "ppo", "vq", "fsq", "vae", "rvq", "quest", "oat"} <= set(NAMES)
 
 
 @each
@@ -49,7 +49,8 @@ def test_it_learns(name):
     for step in range(120):
         x = prototypes[torch.randint(4, (32,))] + 0.05 * torch.randn(32, 8, 3)
         optimizer.zero_grad()
-        loss = estimator.loss(Inputs(x), step)
+        kept = torch.randint(1, 5, (32,)) if tokenizer.config.nested_dropout else None
+        loss = estimator.loss(Inputs(x, kept=kept), step)
         loss.value.backward()
         optimizer.step()
         losses.append(loss.metrics["reconstruction"].item())
@@ -82,13 +83,13 @@ def test_its_tokenizer_is_saved_and_read(name, tmp_path):
 
 @each
 def test_encoders_have_the_same_size(name):
-    """Within 5% of the autoregressive encoder, at the networks of the chunk16 preset."""
+    """Within 5% of the autoregressive encoder, at the networks of the chunk16 preset; of four layers, within 7%."""
     networks = preset("chunk16").tokenizer
     sizes = []
     for kind in (ESTIMATORS["daps"], ESTIMATORS[name]):
         tokenizer = Tokenizer(kind.tokenizer_config(networks))
         sizes.append(sum(p.numel() for part in (tokenizer.front_end, tokenizer.posterior) for p in part.parameters()))
-    assert abs(sizes[1] / sizes[0] - 1) < 0.05
+    assert abs(sizes[1] / sizes[0] - 1) < (0.07 if ESTIMATORS[name].own_networks else 0.05)
 
 
 @pytest.mark.parametrize(
@@ -101,6 +102,7 @@ def test_encoders_have_the_same_size(name):
         ("gr-mck", {"draws": 0}),
         ("ppo", {"clip_ratio": 0.0}),
         ("vq", {"codebook_decay": 1.0}),
+        ("rvq", {"codebook_decay": 1.0}),
         ("vae", {"beta_end": 0.0}),
         ("rws", {"beta_start": float("inf")}),
     ],

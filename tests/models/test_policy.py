@@ -5,11 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny import all_sequences, make_policy, make_tokenizer, tokenizer_config
+from tiny import TRANSFORMER, all_sequences, make_policy, make_tokenizer, tokenizer_config
 
 from daps_robot.data.normalize import Scaler
 from daps_robot.errors import CheckpointError, ConfigError
+from daps_robot.models.bins import BinsTokenizerConfig
 from daps_robot.models.code_model import CodeModelConfig
+from daps_robot.models.frontends import ObservationFrontEndConfig
 from daps_robot.models.policy import DecodingConfig, LatentPolicy, PolicyConfig
 from daps_robot.models.sampling import sample
 from daps_robot.models.tokenizer import Tokenizer
@@ -71,6 +73,20 @@ def test_sampled_plans_are_keyed_by_their_numbers():
     assert torch.equal(policy.codes(torch.from_numpy(same.observations), same.keys), codes)
     with pytest.raises(ConfigError, match="key"):
         policy.codes(torch.from_numpy(same.observations))
+
+
+def test_quaternions_are_seen_as_rotations(tmp_path):
+    plain = make_policy(DecodingConfig("expected"), observation=9)
+    policy = LatentPolicy(replace(plain.config, quaternions=(1,))).eval()  # 7 observed columns, of which 1 to 4 are a quaternion
+    assert policy.observation_dim == 7
+    observations = torch.randn(5, 2, 7)
+    flipped = observations.clone()
+    flipped[..., 1:5] *= -1
+    torch.testing.assert_close(policy.chunks(flipped), policy.chunks(observations))
+    flipped[..., 5] += 1
+    assert not torch.allclose(policy.chunks(flipped), policy.chunks(observations))
+    policy.save_pretrained(tmp_path)
+    torch.testing.assert_close(LatentPolicy.from_pretrained(tmp_path).chunks(observations), policy.chunks(observations))
 
 
 def test_a_plan_is_the_tokenizers_reconstruction_of_the_codes():
@@ -179,3 +195,57 @@ def test_other_observations_than_a_conditioned_decoder_reads_are_refused():
 def test_impossible_decoding_is_refused(settings):
     with pytest.raises(ConfigError):
         DecodingConfig(**settings)
+
+
+# -- tokenizers without embeddings, and offsets --------------------------------------------------------------------------------
+
+
+def make_table_policy(decoding=None, offset_head=False):
+    tokenizer = BinsTokenizerConfig(8, 3, 16, 2)
+    front_end = ObservationFrontEndConfig(2, 5, tokens_per_step=2, hidden=16, transformer=TRANSFORMER)
+    codes = CodeModelConfig(6, 16, True, TRANSFORMER)
+    config = PolicyConfig(tokenizer, ("state",), front_end, codes, decoding or DecodingConfig(), offset_head=offset_head)
+    return LatentPolicy(config).eval()
+
+
+def test_auto_decodes_the_expected_embedding_or_by_consensus_where_there_is_none():
+    assert make_policy(DecodingConfig()).config.decoding.method == "expected"
+    policy = make_table_policy()
+    assert policy.config.decoding == DecodingConfig("consensus")
+    assert policy.with_decoding(DecodingConfig(samples=3)).config.decoding == DecodingConfig("consensus", samples=3)
+    with pytest.raises(ConfigError, match="consensus, greedy"):
+        policy.with_decoding(DecodingConfig("expected"))
+
+
+@pytest.mark.parametrize("method", ["consensus", "greedy", "sample", "beam"])
+def test_a_policy_of_a_table_plans_and_is_saved(method, tmp_path):
+    policy = make_table_policy(DecodingConfig(method, samples=4))
+    asked = request()
+    plan = policy.plan(asked)
+    codes = policy.codes(torch.from_numpy(asked.observations), asked.keys)
+    np.testing.assert_array_equal(plan, policy.tokenizer.decode(codes[:, None])[:, 0])
+    policy.save_pretrained(tmp_path)
+    again = LatentPolicy.from_pretrained(tmp_path)
+    assert again.config == policy.config
+    assert np.array_equal(again.plan(asked), plan)
+    with pytest.raises(ConfigError, match="prefix"):
+        policy.with_decoding(DecodingConfig(method, prefix=2))
+
+
+@pytest.mark.parametrize("table", [False, True])
+def test_an_offset_is_added_to_the_decoded_chunk(table, tmp_path):
+    plain = make_policy(DecodingConfig("greedy"))
+    policy = make_table_policy(DecodingConfig("greedy"), offset_head=True) if table else None
+    if policy is None:
+        policy = LatentPolicy(replace(plain.config, offset_head=True)).eval()
+    policy.tokenizer.scaler = Scaler(torch.randn(3), torch.tensor([1.0, 2.0, 0.5]))
+    asked = request()
+    observations = torch.from_numpy(asked.observations)
+    decoded = policy.tokenizer.decode(policy.codes(observations)[:, None])[:, 0]
+    np.testing.assert_allclose(policy.plan(asked), decoded, atol=1e-5)  # it starts at zero
+    with torch.no_grad():
+        policy.offset.layers[-1].bias.copy_(torch.arange(24.0))
+    offset = torch.arange(24.0).view(8, 3) * policy.tokenizer.scaler.scale
+    np.testing.assert_allclose(policy.plan(asked), decoded + offset, atol=1e-4)
+    policy.save_pretrained(tmp_path)
+    np.testing.assert_array_equal(LatentPolicy.from_pretrained(tmp_path).plan(asked), policy.plan(asked))

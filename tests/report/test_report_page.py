@@ -8,9 +8,11 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
-from small_run import SmallRun
+from small_run import ACTIONS, HORIZON, OBSERVATIONS, SmallRun
 
 from daps_robot.errors import RunDirectoryError
+from daps_robot.models.imitation import ImitationConfig
+from daps_robot.models.regression import RegressionPolicy, RegressionSettings
 from daps_robot.report import sections
 from daps_robot.report.page import main, save_figures, write_page
 
@@ -120,6 +122,25 @@ def test_numbers_are_those_of_the_report(small: SmallRun) -> None:
     assert "92 points of success" in page.text  # 98% with the right codes, 6% with others
 
 
+def test_scores_come_first_where_the_environment_has_them(small: SmallRun) -> None:
+    assert "ean score" not in page_of(small).text
+    for record in small.report["rollouts"]["records"]:
+        record["score"] = 1.0 if record["success"] else 0.25
+    small.report |= {
+        "mean_score": 0.90625,
+        "score_ci95": [0.6543, 0.98765],
+        "replay_score": {"tokenized": 0.8123, "plain": 0.9465},
+    }
+    page = page_of(small)
+    shown = {key: text for key, _, text in page.numbers}
+    assert "mean score 0.906 on 8 unseen starts" in page.text and "Success rate 87.5%" in page.text
+    assert (shown["score_ci95.0"], shown["score_ci95.1"]) == ("0.654", "0.988")
+    assert "0.812 against 0.947" in page.text
+    for key, value, _ in page.numbers:
+        assert value == looked_up(small.report, key), key
+    assert page.notices == []
+
+
 def test_a_complete_run_misses_nothing(small: SmallRun) -> None:
     page = page_of(small)
     assert page.notices == []
@@ -223,6 +244,46 @@ def test_what_is_missing_is_announced(small: SmallRun, break_it: Any, notices: l
     announced = " ".join(page.notices)
     for notice in notices:
         assert notice in announced
+
+
+def test_without_rollouts_the_held_out_error_leads(small: SmallRun) -> None:
+    without_rollouts(small)
+    page = page_of(small)
+    assert "plans miss 31.4% of the actions' variance" in page.text
+    assert "without a policy, 2.7% is lost" in page.text
+    assert {key for key, _, _ in page.numbers} >= {"policy_error", "reconstruction_error", "policy_rmse.2"}
+
+
+@pytest.mark.parametrize("played", [True, False])
+def test_a_policy_without_a_tokenizer_has_a_page_without_codes(small: SmallRun, played: bool) -> None:
+    settings = RegressionSettings(horizon=HORIZON, width=16, layers=1, style=0)
+    policy = RegressionPolicy(ImitationConfig(("state",), OBSERVATIONS, ACTIONS, settings)).eval()
+    shutil.rmtree(small.out / "policy")
+    shutil.rmtree(small.out / "tokenizer")
+    policy.save_pretrained(small.out / "model")
+    (small.out / "metrics.jsonl").write_text(
+        '{"step": 5, "split": "train", "loss": 3.0}\n{"step": 5, "split": "valid", "chunk_error": 0.4}\n'
+    )
+    if not played:
+        without_rollouts(small)
+    of_codes = ("bits_per_chunk", "code_perplexity", "reconstruction_rmse", "reconstruction_error", "other_codes_rmse")
+    for key in (*of_codes, *ROLLOUT_KEYS[6:]):
+        small.report.pop(key, None)
+    small.report |= {"policy_kind": "regression", "chunk_error": 0.4321, "policy_rmse": [0.11, 0.12, 0.13]}
+    small.report["configuration"] = {"evaluate": {"policy": "gone"}, "policy": {}, "tokenizer": None}
+    small.report["seconds"] = {"policy": 5.0}
+    small.policy = policy
+    page = page_of(small)
+    shown = {key: text for key, _, text in page.numbers}
+    assert shown["chunk_error"] == "0.432" and shown["policy_rmse.2"] == "0.130"
+    assert {"Loss", "Error of the planned chunk"} <= set(page.words)
+    shown_text = page.text.split("full configuration")[0].lower()
+    assert not [word for word in ("tokenizer", "codes", "perplexity", "replay") if word in shown_text]
+    assert not [notice for notice in page.notices if "not at" in notice]
+    saved = save_figures(small.out, policy, small.demos, small.out / "figures")
+    assert {"chunks", "errors"} <= {path.stem for path in saved}
+    assert "code_usage" not in {path.stem for path in saved}
+    assert main([str(small.out)]) == 0  # finds the policy where the report is
 
 
 def test_names_are_escaped(small: SmallRun) -> None:

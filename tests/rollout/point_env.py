@@ -26,7 +26,10 @@ class PointExpert:
 
 
 class PointEnv(gym.Env):
-    """`fault` at step `fault_step` of the episode seeded `fault_seed` breaks it: "raise", "kill", "exit" or "mute"."""
+    """`fault` at step `fault_step` of the episode seeded `fault_seed` breaks it: "raise", "kill", "exit" or "mute".
+
+    With `score`, it reports one: 1 for success, and up to that number, by the distance, without.
+    """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012
 
@@ -39,12 +42,13 @@ class PointEnv(gym.Env):
         step_seconds: float = 0.0,
         drift: float = 0.01,
         no_gl: bool = False,
+        score: float | None = None,
     ) -> None:
         box = gym.spaces.Box(-np.inf, np.inf, (2,), np.float64)
         self.observation_space = gym.spaces.Dict({"position": box, "goal": box})
         self.action_space = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
         self.render_mode, self.fault, self.fault_step, self.fault_seed = render_mode, fault, fault_step, fault_seed
-        self.step_seconds, self.drift, self.no_gl = step_seconds, drift, no_gl
+        self.step_seconds, self.drift, self.no_gl, self.score = step_seconds, drift, no_gl, score
         self.position, self.goal, self.steps, self.seed = np.zeros(2), np.zeros(2), 0, None
         self.executed: list[np.ndarray] = []
 
@@ -72,8 +76,12 @@ class PointEnv(gym.Env):
         self.executed.append(np.array(action))
         # The drift makes a chunk's effect depend on when and where it is executed, random numbers included.
         self.position += 0.1 * action + self.drift * self.np_random.standard_normal(2)
-        success = bool(np.linalg.norm(self.goal - self.position) < 0.1)
-        return self._observe(), float(success), False, False, {} if self.fault == "mute" else {"success": success}
+        distance = float(np.linalg.norm(self.goal - self.position))
+        success = distance < 0.1
+        info: dict[str, Any] = {} if self.fault == "mute" else {"success": success}
+        if self.score is not None:
+            info["score"] = 1.0 if success else self.score * max(0.0, 1.0 - distance / 3)
+        return self._observe(), float(success), False, False, info
 
     def _observe(self) -> dict[str, np.ndarray]:
         return {"position": self.position, "goal": self.goal}  # the arrays themselves: a simulator that reuses them
@@ -93,6 +101,9 @@ class PointEnv(gym.Env):
         self.steps, self.seed = state["steps"], state["seed"]
         self.np_random.bit_generator.state = state["rng"]
         self.executed = list(state["executed"])
+
+    def flat_state(self) -> np.ndarray:
+        return np.concatenate([self.position, self.goal])
 
     def make_expert(self, noise: float, seed: int) -> PointExpert:
         return PointExpert(noise, seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +129,16 @@ def test_plain_replay_reaches_the_goal(env_id: str, workers: int, tmp_path: Path
     assert again.records[0].plans == -(-len(demos[0]) // 8)
 
 
+def test_replays_have_scores(env_id: str) -> None:
+    demos, kwargs = demos_of(range(3)), {"drift": 0.0, "score": 0.9}
+    demos[0] = replace(demos[0], actions=np.zeros_like(demos[0].actions))
+    found = replay_demos(env_id, demos, workers=1, env_kwargs=kwargs, progress=False)
+    distance = np.linalg.norm(demos[0].states[0][:2] - demos[0].states[0][2:])  # type: ignore[index]
+    assert found.records[0].score == pytest.approx(0.9 * (1 - distance / 3))
+    assert [record.score for record in found.records if record.success] == [1.0] * found.successes
+    assert found.graded and found.mean_score == pytest.approx(np.mean([record.score for record in found.records]))
+
+
 def test_replay_windows(env_id: str) -> None:
     demos = demos_of(range(3))
     tokenizer = Halving()
@@ -155,7 +166,7 @@ def test_replay_says_what_is_wrong(env_id: str) -> None:
     wide = Demo("demo_w", np.zeros((4, 7), np.float32), {}, demo.states[:4] if demo.states is not None else None)
     with pytest.raises(SimulationError, match=r"demo_w has 7 action dimensions.*takes 2"):
         replay_demos(env_id, [wide], workers=1)
-    with pytest.raises(SimulationError, match="lacks set_state"):
+    with pytest.raises(SimulationError, match="lacks flat_state"):
         replay_demos("Pendulum-v1", [demo], workers=1)
     with pytest.raises(SimulationError, match="failed on demo_0 at step 3: RuntimeError"):
         replay_demos(env_id, [demo, demo], workers=2, env_kwargs={"fault": "raise"})

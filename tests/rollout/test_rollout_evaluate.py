@@ -141,6 +141,49 @@ def test_an_episode_ends_at_max_steps(env_id: str) -> None:
     assert found.mean_length == 11 and np.isnan(found.mean_success_length)
 
 
+@pytest.mark.parametrize(("env", "limit"), [("test/ShortPoint-v0", 7), ("test/Point-v0", 400)])
+def test_the_environment_limits_an_episode_where_nothing_else_does(env: str, limit: int) -> None:
+    class Still(PointPolicy):
+        def plan(self, request: object) -> np.ndarray:
+            return np.zeros((1, self.horizon, 2), np.float32)
+
+    found = quick(env, Still(), episodes=1, slots=1, env_kwargs={"drift": 0.0})
+    assert found.records[0].length == found.settings["max_steps"] == limit
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_score_of_an_episode_is_the_largest_of_its_steps(env_id: str, workers: int) -> None:
+    class Away(PointPolicy):
+        def plan(self, request: object) -> np.ndarray:
+            chunks = np.array(super().plan(request))
+            return chunks if len(self.requests) <= 2 else -chunks  # each group's first plan leads towards the goal
+
+    settings = {"episodes": 6, "slots": 3, "max_steps": 32, "env_kwargs": {"drift": 0.0, "score": 0.9}}
+    found = quick(env_id, Away(noise=0.0), workers=workers, **settings)
+    for record, actions in zip(found.records, found.actions, strict=True):
+        env, scores = PointEnv(drift=0.0, score=0.9), []
+        env.reset(seed=record.seed)
+        scores = [env.step(action)[4]["score"] for action in actions]
+        assert record.score == max(scores) and (record.success or scores[-1] < max(scores))
+    assert found.graded and not all(record.success for record in found.records)
+    text = found.to_json()
+    assert text["mean_score"] == found.mean_score and text["score_ci95"][0] <= found.mean_score <= text["score_ci95"][1]
+    assert f"mean score {found.mean_score:.3f}" in str(found)
+
+
+def test_success_is_the_score_where_the_environment_has_none(env_id: str) -> None:
+    found = quick(env_id, PointPolicy(), episodes=8, slots=4, max_steps=12)
+    assert 0 < found.successes < 8 and not found.graded
+    assert [record.score for record in found.records] == [float(record.success) for record in found.records]
+    assert found.mean_score == found.success_rate and "score" not in str(found)
+
+
+def test_a_score_that_is_none_is_refused(env_id: str) -> None:
+    for score in (7.0, float("nan")):
+        with pytest.raises(SimulationError, match=r"reports info\[.score.\] = .* from 0 to 1"):
+            quick(env_id, PointPolicy(), episodes=1, slots=1, env_kwargs={"score": score})
+
+
 def test_the_account(env_id: str) -> None:
     found = quick(env_id, PointPolicy(), episodes=6, slots=3, workers=2, max_steps=30, env_kwargs={"step_seconds": 0.002})
     seconds = found.seconds

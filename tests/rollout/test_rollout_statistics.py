@@ -4,10 +4,11 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import beta
 
 from daps_robot.errors import ConfigError
 from daps_robot.rollout.results import plan_keys
-from daps_robot.rollout.statistics import percentiles, success_interval, wilson_interval
+from daps_robot.rollout.statistics import bounded_mean_interval, percentiles, success_interval, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -43,6 +44,50 @@ def test_success_interval_reads_well() -> None:
     assert found.rate == 0.98
     assert str(found) == "98/100 = 98.0% (95% 93.0% to 99.4%)"
     assert math.isnan(success_interval(0, 0).rate)
+
+
+@pytest.mark.parametrize(("ones", "count"), [(9, 10), (20, 20), (0, 7), (45, 50), (1, 1)])
+def test_the_interval_of_zeros_and_ones_is_clopper_pearsons(ones: int, count: int) -> None:
+    found = bounded_mean_interval([1.0] * ones + [0.0] * (count - ones))
+    lower = beta.ppf(0.025, ones, count - ones + 1) if ones else 0.0
+    upper = beta.ppf(0.975, ones + 1, count - ones) if ones < count else 1.0
+    assert found == pytest.approx((lower, upper), abs=0.01)
+    assert (found[0] == 0.0) == (ones == 0) and (found[1] == 1.0) == (ones == count)
+
+
+def test_the_interval_of_many_spread_values_is_near_the_normal_one() -> None:
+    values = np.random.default_rng(0).uniform(0, 1, 1000)
+    half = 1.96 * values.std() / math.sqrt(1000)
+    assert bounded_mean_interval(values) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.003)
+    assert bounded_mean_interval(values) == bounded_mean_interval(values[::-1])
+
+
+def test_the_interval_of_equal_values_is_not_a_point() -> None:
+    lower, upper = bounded_mean_interval([0.5] * 10)
+    assert (lower, upper) == pytest.approx((0.5 * 0.025**0.1, 1 - 0.5 * 0.025**0.1), abs=0.01)
+    assert bounded_mean_interval([]) == (0.0, 1.0)
+    for value in (-0.1, 1.1, math.nan):
+        with pytest.raises(ConfigError, match="from 0 to 1"):
+            bounded_mean_interval([0.5, value])
+
+
+@pytest.mark.parametrize("episodes", [5, 20])
+@pytest.mark.parametrize("kind", ["rare failures", "a heap at 1", "skewed"])
+def test_the_interval_covers_the_mean(kind: str, episodes: int) -> None:
+    """In 95% of experiments or more, less three standard errors of 200; Student's, of rare failures, in 30 to 60%."""
+    rng = np.random.default_rng(1)
+
+    def draw(count: int) -> np.ndarray:
+        if kind == "skewed":
+            return rng.beta(5, 1, count)
+        if kind == "a heap at 1":
+            return np.where(rng.random(count) < 0.6, 1.0, rng.beta(2, 2, count))
+        return np.where(rng.random(count) < 0.95, rng.uniform(0.9, 1.0, count), 0.3 * rng.random(count))
+
+    truth = float(draw(1_000_000).mean())
+    intervals = [bounded_mean_interval(draw(episodes)) for _ in range(200)]
+    covered = np.mean([lower <= truth <= upper for lower, upper in intervals])
+    assert covered >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / 200)
 
 
 def test_percentiles_are_observed_values() -> None:

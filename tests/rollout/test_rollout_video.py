@@ -21,7 +21,7 @@ imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
 
 def test_the_first_of_each_outcome() -> None:
     def records(outcomes: str) -> list[EpisodeRecord]:
-        return [EpisodeRecord(i, i, o == "+", 1, 1, 0) for i, o in enumerate(outcomes)]
+        return [EpisodeRecord(i, i, o == "+", 1, 1, 0, 1.0) for i, o in enumerate(outcomes)]
 
     def chosen(outcomes: str, count: int) -> list[int]:
         return [record.index for record in choose_outcomes(records(outcomes), count)]

@@ -103,7 +103,7 @@ def test_equal_time_is_read_after_the_steps_that_fit(compared, monkeypatch, tmp_
 def test_finished_runs_are_not_run_again_and_others_are_refused(compared, monkeypatch):
     place, results = compared
     monkeypatch.chdir(place)
-    monkeypatch.setattr("daps_robot.commands.compare_estimators.start_process", lambda *_: pytest.fail("ran again"))
+    monkeypatch.setattr("daps_robot.commands.pieces.start_process", lambda *_: pytest.fail("ran again"))
     assert run(config()) == results
     with pytest.raises(ConfigError, match=r"lr: 0.001 → 0.1"):
         run(config(lr=0.1))

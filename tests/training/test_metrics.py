@@ -3,6 +3,7 @@
 import json
 import math
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,9 @@ from tiny import make_policy, make_tokenizer
 
 from daps_robot.data.chunks import ChunkDataset
 from daps_robot.data.normalize import Scaler
+from daps_robot.estimators.fitted import BinsConfig, fit_bins
+from daps_robot.models.policy import LatentPolicy
+from daps_robot.models.tokenizer import Tokenizer
 from daps_robot.training import tokenizer as tokenizer_training
 from daps_robot.training.distill import DistillObjective
 from daps_robot.training.logger import MetricLogger, read_rows
@@ -109,6 +113,52 @@ def test_the_validation_of_a_policy():
     error = (decoded - batch.actions)[batch.mask].square().mean(0)
     assert [found[f"rmse/{i}"] for i in range(3)] == pytest.approx(error.sqrt().tolist(), rel=1e-4)
     assert found["chunk_error"] == pytest.approx(error.mean().item(), rel=1e-4)
+
+
+def test_the_validation_of_an_ordered_tokenizer():
+    data = dataset()
+    tokenizer = Tokenizer(replace(make_tokenizer().config, nested_dropout=True)).eval()
+    found = evaluate_tokenizer(tokenizer, data, beta_end=0.3)
+    batch = data.gather(torch.arange(len(data)))
+    codes = tokenizer.encode(batch.actions)
+    for m in (1, 2, 3, 4):
+        error = (tokenizer.decode(codes[..., :m])[:, 0] - batch.actions)[batch.mask].square().mean().sqrt()
+        assert found[f"rmse_prefix/{m}"] == pytest.approx(error.item(), rel=1e-4)
+    assert "rmse_prefix/1" not in evaluate_tokenizer(make_tokenizer(), data, beta_end=0.3)
+
+
+def test_the_validation_of_a_table():
+    data = dataset()
+    tokenizer = fit_bins(data, BinsConfig(12, 3), Scaler.identity(3))
+    found = evaluate_tokenizer(tokenizer, data, beta_end=1.0)
+    batch = data.gather(torch.arange(len(data)))
+    codes = tokenizer.encode(batch.actions)
+    error = (tokenizer.decode(codes)[:, 0] - batch.actions)[batch.mask].square().mean(0).sqrt()
+    assert [found[f"rmse/{i}"] for i in range(3)] == pytest.approx(error.tolist(), rel=1e-4)
+    assert [found[f"rmse_sample/{i}"] for i in range(3)] == pytest.approx(error.tolist(), rel=1e-4)
+    counts = code_counts(codes[:, 0], 12)
+    assert found["bits_used"] == pytest.approx(float(perplexity(counts).log2().sum()), rel=1e-4)
+    assert found["clipped"] == pytest.approx(tokenizer.facts(batch.actions)["clipped"].mean().item())
+    assert not {"reconstruction", "loss", "elbo"} & found.keys()
+
+
+def test_an_offset_head_learns_what_the_decoded_codes_lack():
+    data = dataset(history=2)
+    policy = LatentPolicy(replace(make_policy().config, offset_head=True))
+    policy.tokenizer.scaler = Scaler(torch.tensor([0.1, 0.0, -1.0]), torch.tensor([1.0, 2.0, 0.5]))
+    batch = data.gather(torch.arange(len(data)))
+    objective = DistillObjective(policy, data, "most-likely")
+    loss = objective(batch, 0)
+    decoded = policy.tokenizer.decode(policy.tokenizer.encode(batch.actions))[:, 0]
+    lacking = ((batch.actions - decoded) / policy.tokenizer.scaler.scale * batch.mask[..., None]).abs()
+    assert loss.metrics["offset"].item() == pytest.approx(lacking.sum((1, 2)).mean().item(), rel=1e-4)
+    assert loss.value.item() == pytest.approx(loss.metrics["nll"].item() + loss.metrics["offset"].item(), rel=1e-5)
+    optimizer = torch.optim.Adam(policy.offset.parameters(), lr=1e-2)
+    for _ in range(30):
+        optimizer.zero_grad()
+        objective(batch, 0).value.backward()
+        optimizer.step()
+    assert objective(batch, 0).metrics["offset"] < 0.9 * loss.metrics["offset"]
 
 
 def test_a_policy_learns_from_sampled_or_most_likely_codes():

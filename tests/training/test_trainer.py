@@ -14,6 +14,7 @@ from toy_objective import ToyObjective, config, train
 from daps_robot.checkpoints import load_state, load_tensors, save_state
 from daps_robot.errors import CheckpointError, ConfigError, DapsRobotError, RunDirectoryError
 from daps_robot.training.logger import read_rows
+from daps_robot.training.loop import Training
 from daps_robot.training.objective import TrainerConfig
 from daps_robot.training.optimizer import OptimizerConfig
 
@@ -266,7 +267,15 @@ def test_every_validation_has_the_same_noise(whole):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"max_steps": 0}, {"batch_size": 0}, {"log_every": 0}, {"eval_every": -1}, {"seed": -1}, {"max_minutes": -1.0}],
+    [
+        {"max_steps": 0},
+        {"batch_size": 0},
+        {"log_every": 0},
+        {"eval_every": -1},
+        {"keep_last": -1},
+        {"seed": -1},
+        {"max_minutes": -1.0},
+    ],
 )
 def test_impossible_settings_are_refused(settings):
     with pytest.raises(ConfigError):
@@ -321,3 +330,66 @@ def test_logged_values_are_means_over_their_interval(tmp_path):
 
 def test_config_of_the_run_is_beside_it(whole):
     assert json.loads((whole / "config.json").read_text())["max_steps"] == config().max_steps == 20
+
+
+# -- the last models ---------------------------------------------------------------------------------------------------------
+
+
+def kept(directory):
+    """What lies in checkpoints/: step -> weights."""
+    folder = directory / "checkpoints"
+    return {int(path.name): load_tensors(path / "model.safetensors") for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def keeps_two(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("keeps_two")
+    train(directory, keep_last=2)
+    return directory
+
+
+def test_the_last_validations_models_are_kept(keeps_two, tmp_path):
+    """The evaluated weights of the validations at 18 and 20 of 6, 12, 18, 20; each what a run that ends there leaves."""
+    found = kept(keeps_two)
+    assert sorted(found) == [18, 20]
+    train(tmp_path, keep_last=1, eval_every=18)
+    assert sorted(kept(tmp_path)) == [20]
+    average = load_state(keeps_two / "state.pt")["average"]
+    names = [name for name, _ in ToyObjective().named_parameters()]
+    assert all(torch.equal(found[20][name], value) for name, value in zip(names, average, strict=True))
+
+
+def test_no_models_are_kept_unasked(whole):
+    assert not (whole / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("step", [4, 7, 13, 18])
+def test_stopped_and_resumed_keeps_the_same_models(keeps_two, tmp_path, step):
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, ToyObjective({step: "stop"}), keep_last=2)
+    train(tmp_path, ToyObjective(seed=7), resume=True, keep_last=2)
+    assert_same_run(keeps_two, tmp_path)
+    one, other = kept(keeps_two), kept(tmp_path)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[step][name], other[step][name]) for step in one for name in one[step])
+
+
+def test_killed_between_the_model_and_the_state(keeps_two, tmp_path, monkeypatch):
+    """The model of step 18 is there, the state is that of step 12; a later model, of a run that validated elsewhere, goes."""
+    save = Training.save
+    monkeypatch.setattr(Training, "save", lambda self: save(self) if self.progress.step < 18 else pytest.fail("killed"))
+    with pytest.raises(pytest.fail.Exception):
+        train(tmp_path, keep_last=2)
+    assert sorted(kept(tmp_path)) == [12, 18]
+    monkeypatch.undo()
+    (tmp_path / "checkpoints" / "19").mkdir()
+    (tmp_path / "checkpoints" / ".partial").mkdir()
+    train(tmp_path, ToyObjective(seed=7), resume=True, keep_last=2)
+    assert sorted(kept(tmp_path)) == sorted(kept(keeps_two))
+
+
+def test_overwriting_throws_the_kept_models_away(tmp_path):
+    train(tmp_path, keep_last=4)
+    assert sorted(kept(tmp_path)) == [6, 12, 18, 20]
+    train(tmp_path, overwrite=True)
+    assert not (tmp_path / "checkpoints").exists()

@@ -1,0 +1,132 @@
+"""Train policies with several seeds on the same demonstrations, roll them out on the same start states, and rank them.
+
+Every piece of a run (tokenizer, policy, rollouts of each model, ceiling) is a process of its own, in <out>/<policy>-<seed>/; what
+is finished is not run again, so an interrupted leaderboard goes on where it was, and more policies or seeds can be added to it.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from daps_robot.commands.pieces import results_folder, save_results, start_process
+from daps_robot.commands.policy_pieces import VALIDATIONS
+from daps_robot.commands.policy_run import PIECES, LatencyJob, Learning, PolicyRun, check_policy, environment, run_policy
+from daps_robot.commands.train_action_vae import ChunkTokenizerConfig
+from daps_robot.config import load_json, save_json, to_json
+from daps_robot.data.catalog import dataset_name, fetch
+from daps_robot.data.demos import read_demos
+from daps_robot.errors import ConfigError
+from daps_robot.report.leaderboard import write_leaderboard
+from daps_robot.report.standings import Standing, standings
+from daps_robot.types import JSON
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """Rank policies by success over several seeds: a table with intervals, CSV, JSON and a page.
+
+    Attributes:
+        dataset: a name of the catalogue or a robomimic HDF5 file.
+        policies: estimators whose codes a policy is distilled from (daps, fsq, …) and policies without tokenizer (regression, …).
+        seeds: runs of each, from seed 0 on; a claim needs three.
+        episodes: of each model, on the same start states for all.
+        last: models of the last validations (of 10, evenly spread over a policy's training) to be rolled out beside the best.
+        ceiling_episodes: of the scripted expert through each tokenizer; 0 leaves the ceilings out.
+        max_steps: control steps of an episode; by default the environment's own limit.
+        env: Gymnasium id to roll out in; by default the one that the data set names.
+        name: of the leaderboard; by default the data set's.
+        budget: share of the training steps that each policy has by default, to explore with.
+        workers: simulator processes; by default one a core. Changes no figure.
+        tokenizer: the networks of all tokenizers.
+    """
+
+    dataset: str = "lift"
+    policies: tuple[str, ...] = ("daps", "fsq", "vq", "regression", "diffusion", "bc-rnn-gmm")
+    seeds: int = 3
+    episodes: int = 100
+    last: int = 3
+    ceiling_episodes: int = 50
+    max_steps: int | None = None
+    env: str | None = None
+    name: str | None = None
+    budget: float = 1.0
+    workers: int | None = None
+    tokenizer: ChunkTokenizerConfig = field(default_factory=ChunkTokenizerConfig)
+
+    def __post_init__(self) -> None:
+        if not self.policies or self.seeds < 1 or self.episodes < 2 or self.ceiling_episodes == 1:
+            raise ConfigError("a leaderboard needs --policies, --seeds from 1 and --episodes from 2 (ceilings: none, or from 2)")
+        if not 0 <= self.last <= VALIDATIONS:
+            raise ConfigError(f"--last {self.last}: a training has {VALIDATIONS} validations")
+        if not 0 < self.budget <= 100:
+            raise ConfigError(f"--budget {self.budget} is a share of each policy's training steps, above 0")
+
+
+def run(config: Leaderboard) -> list[Standing]:
+    """All pieces that are not there yet, then table and page; the page is written anew after every seed."""
+    names = list(dict.fromkeys(config.policies))
+    for name in names:
+        check_policy(name)  # a wrong name costs nothing yet
+    path, started = fetch(config.dataset), time.perf_counter()
+    demos = read_demos(path)
+    env = environment(config.env, demos.env_id, path)
+    learning = Learning(str(path), demos.sha256, env, budget=config.budget)
+    out = results_folder("leaderboard", config.name or dataset_name(config.dataset))
+    rolled = {name: getattr(config, name) for name in ("last", "episodes", "ceiling_episodes", "max_steps", "tokenizer")}
+    runs: list[JSON] = []
+    for seed in range(config.seeds):
+        for i, name in enumerate(names):
+            done, minutes = seed * len(names) + i + 1, (time.perf_counter() - started) / 60
+            print(f"[{done}/{config.seeds * len(names)}] {name}, seed {seed}  ({minutes:.0f} min so far)", flush=True)
+            runs.append(run_policy(out / f"{name}-{seed}", PolicyRun(name, seed, learning, **rolled), config.workers))
+        ranked = standings(runs, "daps" if "daps" in names else names[0], latencies(out, names, str(path)))
+        everything = {"settings": to_json(config), "env": env, "standings": ranked, "runs": runs}
+        save_results(out, [row(each) for each in runs], everything)
+        page = write_leaderboard(out, ranked, runs, config.name or dataset_name(config.dataset), env)
+    for place in ranked:
+        print(line(place))
+    print(f"{out / 'results.csv'}, {out / 'results.json'} and {page}")
+    return ranked
+
+
+def latencies(out: Path, names: list[str], dataset: str) -> dict[str, dict[str, float]]:
+    """Milliseconds of a decision of each policy's first seed; those not in <out>/latency.json yet are measured, in turns."""
+    path = out / "latency.json"
+    known = load_json(path) if path.is_file() else {}
+    missing = {name: str(out / f"{name}-0" / "policy" / "model") for name in names if name not in known}
+    if missing:
+        start_process(f"{PIECES}:latency_piece", out / "latency", LatencyJob(dataset, missing))
+        known |= load_json(out / "latency" / "result.json")
+        save_json(known, path)
+    return known
+
+
+def row(run: JSON) -> JSON:
+    """A run's line of the CSV; `last` is the mean over the last models."""
+
+    def rate(played: list[JSON], outcome: str) -> float | None:
+        values = [value for each in played for value in each.get(outcome, ())]
+        return sum(values) / len(values) if values else None
+
+    last = list(run["last"].values())
+    return {
+        **{name: run[name] for name in ("policy", "seed")},
+        **{f"{outcome}.best": rate([run["best"]], outcome) for outcome in ("success", "score")},
+        **{f"{outcome}.last": rate(last, outcome) for outcome in ("success", "score")},
+        "best_step": run["best_step"],
+        "last_steps": " ".join(str(step) for step in run["last"]),
+        "ceiling": rate([run["ceiling"] or {}], "success"),
+        **{name: run[name] for name in ("bits", "horizon", "execute", "parameters")},
+        **{f"seconds.{stage}": run["seconds"].get(stage) for stage in ("tokenizer", "policy")},
+    }
+
+
+def line(place: Standing) -> str:
+    """A policy in a line of text."""
+    parts = [f"{place.policy:>14}"]
+    for name, figure in place.figures.items():
+        of = figure.interval
+        parts.append(f"{name} {of.mean:.3f} ({of.low:.3f} to {of.high:.3f})")
+    return "  ".join(parts)

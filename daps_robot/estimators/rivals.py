@@ -1,0 +1,168 @@
+"""Rival action tokenizers, with the networks that make them what they are: QueST, OAT, and the residual VQ of VQ-BeT.
+
+They quantise, so they train as `quantized` does; likelihood, width and layers are those that were asked for, and the encoder's
+MLPs are as wide as makes it as large as the other estimators' ones.
+docs/tokenizers.md says how each differs from its original.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from daps_robot.errors import ConfigError
+from daps_robot.estimators.base import ESTIMATORS, EstimatorConfig
+from daps_robot.estimators.quantized import QuantizedEstimator
+from daps_robot.models.blocks import TransformerConfig
+from daps_robot.models.decoders import ChunkDecoderConfig
+from daps_robot.models.frontends import ChunkFrontEndConfig, make_front_end
+from daps_robot.models.posteriors import PosteriorConfig, QuantizedPosterior, ResidualPosterior, make_posterior
+from daps_robot.models.tokenizer import Inputs, Tokenizer, TokenizerConfig
+from daps_robot.parallel import launched
+
+
+class RivalEstimator(QuantizedEstimator):
+    """A quantiser of action chunks whose networks are its own."""
+
+    own_networks = True
+
+    @classmethod
+    def tokenizer_config(cls, config: TokenizerConfig) -> TokenizerConfig:
+        front_end, decoder = config.front_end, config.decoder
+        if not isinstance(front_end, ChunkFrontEndConfig) or not isinstance(decoder, ChunkDecoderConfig):
+            raise ConfigError(f"{cls.__name__} tokenizes action chunks, not pictures: choose another --estimator")
+        return as_large(cls.networks(config, front_end, decoder), config)
+
+    @classmethod
+    @abstractmethod
+    def networks(cls, config: TokenizerConfig, front_end: ChunkFrontEndConfig, decoder: ChunkDecoderConfig) -> TokenizerConfig:
+        """The method's networks, of the size that was asked for."""
+
+
+def as_large(config: TokenizerConfig, reference: TokenizerConfig) -> TokenizerConfig:
+    """`config` with the MLP ratio in its front end at which its encoder comes nearest to the reference's in size."""
+
+    def widened(ratio: int) -> TokenizerConfig:
+        front_end = config.front_end
+        return replace(config, front_end=replace(front_end, transformer=replace(front_end.transformer, mlp_ratio=ratio)))
+
+    def parameters(of: TokenizerConfig) -> int:
+        assert isinstance(of.front_end, ChunkFrontEndConfig)
+        parts = make_front_end(of.front_end), make_posterior(of.posterior, of.codes, of.front_end.tokens)
+        return sum(p.numel() for part in parts for p in part.parameters())
+
+    ratio, wanted = config.front_end.transformer.mlp_ratio, parameters(reference)
+    return min((widened(r) for r in range(1, min(2 * ratio + 4, 64) + 1)), key=lambda found: abs(parameters(found) - wanted))
+
+
+def without_trunk(config: TokenizerConfig, front_end: ChunkFrontEndConfig) -> TransformerConfig:
+    """The front end's stack, with the layers that a trunk behind it would have had."""
+    own = front_end.transformer
+    return replace(own, layers=own.layers + config.codes.transformer.layers)
+
+
+@ESTIMATORS.register("quest")
+class QueST(RivalEstimator):
+    """FSQ over time with causal networks (Mete et al. 2024, arXiv 2407.15840)."""
+
+    kind = "fsq"
+
+    @classmethod
+    def networks(cls, config: TokenizerConfig, front_end: ChunkFrontEndConfig, decoder: ChunkDecoderConfig) -> TokenizerConfig:
+        stack = without_trunk(config, front_end)
+        return replace(
+            config,
+            front_end=replace(front_end, tokens=config.codes.positions, kind="causal", transformer=stack),
+            posterior=PosteriorConfig("fsq", trunk=False),
+            decoder=replace(decoder, kind="queries"),
+        )
+
+
+@ESTIMATORS.register("oat")
+class OAT(RivalEstimator):
+    """Ordered action tokens: registers, FSQ and nested dropout (Liu et al. 2026, arXiv 2602.04215)."""
+
+    kind = "fsq"
+
+    @classmethod
+    def networks(cls, config: TokenizerConfig, front_end: ChunkFrontEndConfig, decoder: ChunkDecoderConfig) -> TokenizerConfig:
+        stack = without_trunk(config, front_end)
+        return replace(
+            config,
+            front_end=replace(front_end, tokens=config.codes.positions, kind="registers", transformer=stack),
+            posterior=PosteriorConfig("fsq", trunk=False),
+            decoder=replace(decoder, kind="queries"),
+            nested_dropout=True,
+        )
+
+
+@dataclass(frozen=True)
+class RVQConfig(EstimatorConfig):
+    """Settings of residual vector quantisation.
+
+    Attributes:
+        commitment: weight of the commitment loss of each level.
+        codebook_decay: of the codebooks' exponential moving average.
+        revive_below: a code whose average use per batch falls below this is put onto one of the batch's vectors; 0 never.
+    """
+
+    commitment: float = 0.25
+    codebook_decay: float = 0.99
+    revive_below: float = 0.02
+
+    def __post_init__(self) -> None:
+        if self.commitment < 0 or not 0 < self.codebook_decay < 1 or self.revive_below < 0:
+            raise ConfigError("commitment and revive_below are at least 0, codebook_decay lies between 0 and 1")
+
+
+@ESTIMATORS.register("rvq")
+class RVQ(RivalEstimator):
+    """Residual VQ of one vector a chunk, as VQ-BeT has it (Lee et al. 2024, arXiv 2403.03181): position i is level i.
+
+    vector-quantize-pytorch (the extra `vq`) moves the codebooks.
+    """
+
+    kind = "rvq"
+    divisible = False
+    config_type: ClassVar[type[EstimatorConfig]] = RVQConfig
+
+    def __init__(self, tokenizer: Tokenizer, config: RVQConfig, total_steps: int) -> None:
+        super().__init__(tokenizer, config, total_steps)
+        try:
+            from loguru import logger  # the library's
+            from vector_quantize_pytorch import ResidualVQ
+        except ImportError as error:
+            raise ConfigError(
+                f"the rvq estimator needs vector-quantize-pytorch: pip install 'daps-robot[vq]' ({error})"
+            ) from error
+        logger.disable("vector_quantize_pytorch")  # it warns, level by level, that a batch holds fewer vectors than a codebook
+        posterior = tokenizer.posterior
+        assert isinstance(posterior, ResidualPosterior)
+        levels, vocabulary, dimensions = posterior.quantizer.vectors.shape
+        self.quantizer = ResidualVQ(
+            dim=dimensions,
+            num_quantizers=levels,
+            codebook_size=vocabulary,
+            decay=config.codebook_decay,
+            kmeans_init=True,
+            threshold_ema_dead_code=config.revive_below,
+            commitment_weight=config.commitment,
+            sync_codebook=launched() > 1,  # the processes have not met yet
+        )
+
+    @classmethod
+    def networks(cls, config: TokenizerConfig, front_end: ChunkFrontEndConfig, decoder: ChunkDecoderConfig) -> TokenizerConfig:
+        posterior = PosteriorConfig("rvq", dimensions=config.codes.transformer.width)
+        return replace(config, posterior=posterior, decoder=replace(decoder, kind="sum"))
+
+    def quantize(self, posterior: QuantizedPosterior, inputs: Inputs) -> tuple[Tensor, Tensor]:
+        assert isinstance(posterior, ResidualPosterior)
+        latents = posterior.latents(self.tokenizer.prepare(inputs)).float()
+        _, _, commitment = self.quantizer(latents[:, None])
+        with torch.no_grad():
+            posterior.quantizer.vectors.copy_(self.quantizer.codebooks)
+        return posterior.quantize_latents(latents)[0], commitment.sum()

@@ -1,0 +1,45 @@
+"""Every kind of policy that can be saved, by the name in its directory's config.json ("daps_robot/<name>")."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from daps_robot.config import load_json
+from daps_robot.errors import CheckpointError, ConfigError
+from daps_robot.models.bc_rnn import BCRNNPolicy
+from daps_robot.models.diffusion import DiffusionPolicy
+from daps_robot.models.policy import LatentPolicy
+from daps_robot.models.regression import RegressionPolicy
+from daps_robot.registry import Registry
+from daps_robot.types import TrainedPolicy
+
+POLICIES: Registry[Any] = Registry("policy", "daps_robot.policies")
+"""Classes of policies, which have `from_pretrained`; another package adds its own by an entry point of that group."""
+
+for _class in (LatentPolicy, RegressionPolicy, DiffusionPolicy, BCRNNPolicy):
+    POLICIES.register(_class.kind)(_class)
+
+
+def load_policy(directory: Path) -> TrainedPolicy:
+    """Read a saved policy of any kind, ready for use.
+
+    Raises:
+        CheckpointError: the directory holds none, or a damaged or later one.
+        ConfigError: a package that this kind of policy needs is not installed.
+    """
+    path = Path(directory) / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"{directory} holds no saved policy (no config.json): give the directory of a trained one")
+    try:
+        values = load_json(path)
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
+    saved = values.get("format") if isinstance(values, dict) else values
+    kind = str(saved).removeprefix("daps_robot/")
+    if kind not in POLICIES:
+        raise CheckpointError(
+            f"{path} describes {str(saved)[:60]!r}, not a policy (there are: {', '.join(POLICIES)}): "
+            "give the directory of a trained policy"
+        )
+    return POLICIES[kind].from_pretrained(directory)

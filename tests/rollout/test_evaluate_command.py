@@ -1,0 +1,162 @@
+"""The evaluation command on the point environment: any kind of policy, trained by its command."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from point_env import PointEnv
+from tiny import SETTINGS, make_policy, skip_without_extra
+
+from daps_robot.checkpoints import load_tensors
+from daps_robot.commands import cli, evaluate, train_policy
+from daps_robot.commands.evaluate import Evaluate, RolloutConfig
+from daps_robot.commands.train_policy import TrainPolicy
+from daps_robot.errors import CheckpointError, ConfigError
+from daps_robot.models.policy import DecodingConfig
+from daps_robot.training.loop import Training
+from daps_robot.training.objective import TrainerConfig
+
+TRAINER = TrainerConfig(max_steps=4, batch_size=8, eval_every=2, tensorboard=False)
+ROLLOUTS = RolloutConfig(episodes=3, ceiling_episodes=2, max_steps=12, slots=2, workers=1, videos=0)
+
+
+@pytest.fixture(scope="module")
+def demos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The point's expert, in robomimic's layout."""
+    path = tmp_path_factory.mktemp("demos") / "point.hdf5"
+    with h5py.File(path, "w") as file:
+        for i in range(5):
+            env = PointEnv()
+            seen, _ = env.reset(seed=i)
+            expert, rows, actions = env.make_expert(noise=0.1, seed=i), [], []
+            for _ in range(15):
+                rows.append({key: value.copy() for key, value in seen.items()})
+                actions.append(expert.act(seen))
+                seen, *_ = env.step(actions[-1])
+            demo = file.create_group(f"data/demo_{i}")
+            demo["actions"] = np.stack(actions)
+            for key in ("goal", "position"):
+                demo[f"obs/{key}"] = np.stack([row[key] for row in rows])
+    return path
+
+
+def trained(kind: str, demos: Path, out: Path) -> Path:
+    skip_without_extra(kind)
+    settings = SETTINGS[kind]
+    config = TrainPolicy(str(demos), kind, out, obs_keys=("goal", "position"), settings=settings, trainer=TRAINER)
+    train_policy.run(config)
+    return out
+
+
+@pytest.mark.parametrize("kind", sorted(SETTINGS))
+def test_any_kind_is_trained_and_evaluated(kind: str, demos: Path, tmp_path: Path, env_id: str) -> None:
+    run = trained(kind, demos, tmp_path / kind)
+    assert json.loads((run / "timing.json").read_text()).keys() == {"policy"}
+    report = evaluate.run(Evaluate(run, env=env_id, rollout=ROLLOUTS))
+    assert report == json.loads((run / "report.json").read_text()) and (run / "report.html").is_file()
+    assert report["policy_kind"] == kind
+    assert report["episodes"] == 3 and 0 <= report["success_rate"] <= 1
+    assert report["rollouts"]["settings"]["execute"] == SETTINGS[kind].execute
+    assert report["chunk_error"] > 0 and len(report["policy_rmse"]) == 2
+    assert report["policy_latency_ms"]["p50"] > 0 and report["policy_parameters"] > 1000
+    assert not {"bits_per_chunk", "tokenizer_ceiling", "codes_success_rate", "replay_success"} & report.keys()
+    best = json.loads((run / "best.json").read_text())
+    assert report["chunk_error"] == pytest.approx(best["chunk_error"], rel=1e-5)
+
+
+def test_another_number_of_executed_steps(demos: Path, tmp_path: Path, env_id: str) -> None:
+    run = trained("regression", demos, tmp_path / "run")
+    report = evaluate.run(Evaluate(run, env=env_id, out=tmp_path / "other", rollout=replace(ROLLOUTS, execute=2)))
+    assert report["rollouts"]["settings"]["execute"] == 2
+    assert (tmp_path / "other" / "report.html").is_file()
+    with pytest.raises(ConfigError, match="execute=0"):
+        evaluate.run(Evaluate(run, env=env_id, rollout=replace(ROLLOUTS, execute=0)))
+
+
+def test_a_latent_policy_has_ceilings_too(demos: Path, tmp_path: Path, env_id: str) -> None:
+    policy = make_policy(DecodingConfig(), observation=4, channels=2)
+    policy.config = replace(policy.config, obs_keys=("goal", "position"))
+    run = tmp_path / "point" / "policy"
+    policy.save_pretrained(run / "model")
+    (run / "config.json").write_text(json.dumps({"dataset": {"path": str(demos)}}))
+    report = evaluate.run(Evaluate(run, env=env_id, rollout=ROLLOUTS))
+    assert (tmp_path / "point" / "report.html").is_file()  # of the whole chain
+    assert report["policy_kind"] == "policy" and report["decoding"] == "expected"
+    assert report["rollouts"]["settings"]["execute"] == 4
+    assert report["bits_per_chunk"] == 16
+    for key in ("codes_success_rate", "tokenizer_ceiling", "other_codes_ceiling", "ceiling_in_100_steps", "chunk_error"):
+        assert report[key] >= 0, key
+    assert len(report["reconstruction_rmse"]) == len(report["other_codes_rmse"]) == len(report["policy_rmse"]) == 2
+
+
+def test_another_data_set_is_refused(demos: Path, tmp_path: Path, env_id: str) -> None:
+    run = trained("regression", demos, tmp_path / "run")
+    with h5py.File(tmp_path / "other.hdf5", "w") as file:
+        for i in range(2):
+            file[f"data/demo_{i}/actions"] = np.zeros((20, 3))
+            for key in ("goal", "position"):
+                file[f"data/demo_{i}/obs/{key}"] = np.zeros((20, 2))
+    with pytest.raises(CheckpointError, match="4 observed values to 2 action dimensions"):
+        evaluate.run(Evaluate(run, dataset=str(tmp_path / "other.hdf5"), env=env_id, rollout=ROLLOUTS))
+
+
+# -- training by command line --------------------------------------------------------------------------------------------------
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    shared = ["--batch-size", 8, "--eval-every", 0, "--no-tensorboard", "--device", "cpu"]
+    monkeypatch.setattr("sys.argv", ["train_policy", *map(str, [*arguments, *shared])])
+    cli.main(TrainPolicy, train_policy.run)
+
+
+def test_a_stopped_training_is_resumed_to_the_same(
+    demos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    size = ["--dataset", demos, "--horizon", 8, "--width", 16, "--layers", 1, "--max-steps", 6, "--log-every", 3]
+    call(monkeypatch, *size, "--out", tmp_path / "whole")
+    assert "regression on" in capsys.readouterr().out
+
+    def stop(training: Training) -> None:
+        training.save()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Training, "log_means", stop)  # at step 3
+        with pytest.raises(SystemExit):
+            call(patched, *size, "--out", tmp_path / "part")
+    assert not (tmp_path / "part" / "model").exists()
+    call(monkeypatch, *size, "--out", tmp_path / "part", "--resume")
+    models = [load_tensors(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "part")]
+    assert all(models[0][name].equal(models[1][name]) for name in models[0])
+
+
+def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    with pytest.raises(SystemExit) as status:
+        call(monkeypatch, *arguments)
+    errors = capsys.readouterr().err
+    assert status.value.code == 2 and errors.startswith("error: ") and len(errors.splitlines()) <= 2, errors
+    return errors
+
+
+def test_refusals(demos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    common = ["--dataset", demos, "--out", tmp_path / "run"]
+    assert "Did you mean 'diffusion'" in refused(monkeypatch, capsys, *common, "--policy", "difusion")
+    assert "distill_policy.py" in refused(monkeypatch, capsys, *common, "--policy", "policy")
+    assert "15 steps, fewer than a chunk of 16" in refused(monkeypatch, capsys, *common)
+    assert "execute 9 must be from 1 to 8" in refused(monkeypatch, capsys, *common, "--horizon", 8, "--execute", 9)
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_shows_the_settings_of_the_policy_that_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for kind, word in (("diffusion", "--inference-steps"), ("bc-rnn-gmm", "--modes"), ("regression", "--style")):
+        with pytest.raises(SystemExit) as status:
+            call(monkeypatch, "--policy", kind, "--help")
+        assert status.value.code == 0
+        assert word in capsys.readouterr().out

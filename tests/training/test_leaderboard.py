@@ -1,0 +1,223 @@
+"""Leaderboards and sweeps from demonstrations to page, with tiny trainings on the point environment, all in this process."""
+
+import csv
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "rollout"))
+from point_env import PointEnv, PointExpert
+
+from daps_robot.commands.leaderboard import Leaderboard
+from daps_robot.commands.leaderboard import run as rank
+from daps_robot.commands.sweep import Sweep
+from daps_robot.commands.sweep import run as sweep
+from daps_robot.commands.train_action_vae import ChunkTokenizerConfig
+from daps_robot.config import save_json
+from daps_robot.data.demo_writer import DemoWriter, Episode
+from daps_robot.errors import ConfigError, DapsRobotError
+
+if "test/Point-v0" not in gym.registry:
+    gym.register("test/Point-v0", entry_point="point_env:PointEnv")
+
+SIZE = ChunkTokenizerConfig(horizon=8, positions=2, vocabulary=16, width=16, layers=1)
+COMMON = {"dataset": "point.hdf5", "episodes": 6, "ceiling_episodes": 2, "max_steps": 24, "budget": 0.004, "workers": 1}
+
+
+def write_point_demos(path, count=10, steps=24):
+    """The scripted expert's, of a constant length."""
+    writer = DemoWriter(path, {})
+    for i in range(count):
+        env, expert = PointEnv(), PointExpert(noise=0.1, seed=i)
+        seen, actions = [{key: value.copy() for key, value in env.reset(seed=i)[0].items()}], []
+        for _ in range(steps):
+            actions.append(expert.act(seen[-1]))
+            seen.append({key: value.copy() for key, value in env.step(actions[-1])[0].items()})
+        rows = {key: np.stack([each[key] for each in seen]).astype(np.float32) for key in ("goal", "position")}
+        zeros = np.zeros(steps)
+        writer.add(i, Episode(np.stack(actions), rows, np.zeros((steps, 4)), zeros, zeros.astype(np.int64), i, "<mujoco/>"))
+    writer.finish(count, 0.2, env_args={"gymnasium_id": "test/Point-v0"})
+
+
+class Started:
+    """In place of `start_process`: the same, in this process; and what was run."""
+
+    def __init__(self):
+        self.pieces = []
+
+    def __call__(self, function, folder, job, *arguments):
+        folder.mkdir(parents=True, exist_ok=True)
+        save_json(job, folder / "job.json")
+        self.pieces.append("/".join(folder.parts[-2:]))
+        module, _, name = function.partition(":")
+        getattr(importlib.import_module(module), name)(str(folder), *arguments)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("place")
+    write_point_demos(place / "point.hdf5")
+    return place
+
+
+@pytest.fixture
+def started(place, monkeypatch):
+    """What runs from here on, in the folder of the demonstrations."""
+    found = Started()
+    monkeypatch.chdir(place)
+    for module in ("pieces", "leaderboard"):
+        monkeypatch.setattr(f"daps_robot.commands.{module}.start_process", found)
+    return found
+
+
+BOARD = Leaderboard(**COMMON, policies=("fsq", "regression"), seeds=2, last=2, tokenizer=SIZE)
+
+
+@pytest.fixture(scope="module")
+def ranked(place):
+    """A leaderboard from the first piece to the page."""
+    found = Started()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        patch.setattr("daps_robot.commands.policy_pieces.LATENCY_CALLS", 3)
+        for module in ("pieces", "leaderboard"):
+            patch.setattr(f"daps_robot.commands.{module}.start_process", found)
+        return rank(BOARD), found.pieces, place / "runs" / "leaderboard" / "point"
+
+
+def test_every_piece_is_run_once(ranked):
+    _, pieces, out = ranked
+    of_fsq = [f"fsq-0/{piece}" for piece in ("tokenizer", "policy", "best", "step-5", "step-6", "ceiling")]
+    of_regression = [f"regression-0/{piece}" for piece in ("policy", "best", "step-5", "step-6")]
+    assert pieces[: len(of_fsq) + len(of_regression) + 1] == [*of_fsq, *of_regression, "point/latency"]
+    assert len(pieces) == len(set(pieces)) == 2 * 10 + 1
+    assert (out / "index.html").is_file()
+
+
+def test_the_results_are_those_of_the_pieces(ranked):
+    places, _, out = ranked
+    found = json.loads((out / "results.json").read_text())
+    assert found["env"] == "test/Point-v0" and found["settings"]["seeds"] == 2
+    assert [place["policy"] for place in found["standings"]] == [place.policy for place in places]
+    run = next(each for each in found["runs"] if (each["policy"], each["seed"]) == ("fsq", 1))
+    assert run["best"] == json.loads((out / "fsq-1" / "best" / "result.json").read_text())
+    assert run["bits"] == 8 and run["execute"] == 4 and set(run["last"]) == {"5", "6"} and len(run["ceiling"]["success"]) == 2
+    fsq = next(place for place in places if place.policy == "fsq")
+    assert fsq.figures["success.best"].by_seed[1] == pytest.approx(np.mean(run["best"]["success"]))
+    assert fsq.latency["p99"] >= fsq.latency["p50"] > 0 and fsq.seconds > 0
+    with (out / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["policy"], row["seed"]) for row in rows] == [
+        ("fsq", "0"),
+        ("regression", "0"),
+        ("fsq", "1"),
+        ("regression", "1"),
+    ]
+    assert float(rows[2]["success.best"]) == pytest.approx(np.mean(run["best"]["success"]))
+    assert rows[2]["last_steps"] == "5 6" and rows[1]["ceiling"] == rows[1]["seconds.tokenizer"] == ""
+
+
+def test_what_is_finished_is_not_run_again(ranked, started):
+    assert rank(BOARD) == ranked[0] and started.pieces == []
+
+
+def test_a_lost_piece_is_run_again_to_the_same_for_any_number_of_workers(ranked, started):
+    best = ranked[2] / "fsq-0" / "best" / "result.json"
+    before = json.loads(best.read_text())
+    best.unlink()
+    rank(Leaderboard(**{**vars(BOARD), "workers": 2}))
+    assert started.pieces == ["fsq-0/best"]
+    assert json.loads(best.read_text()) == before
+
+
+def test_a_leaderboard_grows_but_never_mixes(ranked, started):
+    rank(Leaderboard(**{**vars(BOARD), "policies": ("fsq",), "seeds": 1}))
+    assert started.pieces == []
+    for change, message in (
+        ({"episodes": 5}, "episodes: 6 → 5"),
+        ({"budget": 0.02}, "budget"),
+        ({"last": 1}, "keep_last: 2 → 1"),
+    ):
+        with pytest.raises(ConfigError, match=rf"{message}.*choose another --name"):
+            rank(Leaderboard(**{**vars(BOARD), **change}))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"policies": ("fqs",)}, "Did you mean 'fsq'.*regression"),
+        ({"policies": ("vae",)}, "vae has no codes"),
+        ({"policies": ()}, "--policies"),
+        ({"last": 11}, "10 validations"),
+        ({"budget": 0.0}, "--budget"),
+        ({"dataset": "absent.hdf5"}, "absent"),
+    ],
+)
+def test_what_cannot_be_ranked_is_refused_at_once(settings, message, started):
+    with pytest.raises(DapsRobotError, match=message):
+        rank(Leaderboard(**{**vars(BOARD), **settings}))
+    assert started.pieces == []
+
+
+def test_a_policy_that_is_not_installed_is_refused_at_once(started, monkeypatch):
+    from daps_robot.models.regression import RegressionPolicy
+
+    def absent():
+        raise ConfigError("pip install 'daps-robot[robomimic]'")
+
+    monkeypatch.setattr(RegressionPolicy, "import_extra", absent)
+    with pytest.raises(ConfigError, match="robomimic"):
+        rank(Leaderboard(**{**vars(BOARD), "name": "another"}))
+    assert started.pieces == []
+
+
+# -- sweeps ------------------------------------------------------------------------------------------------------------------
+
+
+def test_demonstrations_against_code_sources(place, started, capsys):
+    both = ("sampled", "most-likely")
+    lines = sweep(Sweep(**COMMON, vary="demonstrations", values=(4, 2), policies=("fsq",), codes=both, seeds=1, tokenizer=SIZE))
+    assert started.pieces == [
+        f"fsq-demonstrations{count}-0/{piece}"
+        for count in (2, 4)
+        for piece in ("tokenizer", "policy", "best", "ceiling", "policy-most-likely", "best-most-likely")
+    ]
+    assert [line.label for line in lines] == ["fsq, sampled codes", "fsq, most-likely codes"]
+    assert [point.x for point in lines[0].points] == [2, 4]
+    assert "48 windows of 2 demonstrations, 48 of 2 held out" in capsys.readouterr().out
+    out = place / "runs" / "sweep" / "point-demonstrations"
+    job = json.loads((out / "fsq-demonstrations2-0" / "policy-most-likely" / "job.json").read_text())
+    assert job["codes"] == "most-likely" and job["learning"]["demonstrations"] == 2
+    assert (out / "index.html").read_text().count("<svg") == 1
+    assert len((out / "results.csv").read_text().splitlines()) == 5
+
+
+def test_executed_steps_need_one_training(place, started):
+    swept = Sweep(**COMMON, vary="execute", values=(2, 8), policies=("regression",), seeds=1)
+    lines = sweep(swept)
+    assert started.pieces == ["regression-0/policy", "regression-0/best-e2", "regression-0/best-e8"]
+    assert [point.value for point in lines[0].points] == [2, 8] and lines[0].points[0].ceiling is None
+    started.pieces.clear()
+    sweep(swept)
+    assert started.pieces == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"vary": "demonstrations", "values": (9,)}, "8 training demonstrations"),
+        ({"vary": "vocabulary", "policies": ("regression",)}, "regression has no tokenizer"),
+        ({"vary": "execute", "values": (9,)}, "8 steps to execute"),
+        ({"vary": "positions", "values": (3,)}, "--horizon, --positions"),
+        ({"values": (0,)}, "from 1"),
+    ],
+)
+def test_what_cannot_be_swept_is_refused_at_once(settings, message, started):
+    with pytest.raises(DapsRobotError, match=message):
+        sweep(Sweep(**{**COMMON, "tokenizer": SIZE, **settings}))
+    assert started.pieces == []
