@@ -40,12 +40,13 @@ SMALL = {
 }
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def blocks(language: str, text: str | None = None) -> list[str]:
+    text = (ROOT / "README.md").read_text() if text is None else text
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
-def commands() -> list[list[str]]:
-    lines = [line.split("#")[0].strip() for block in blocks("sh") for line in block.splitlines()]
+def commands(text: str | None = None) -> list[list[str]]:
+    lines = [line.split("#")[0].strip() for block in blocks("sh", text) for line in block.splitlines()]
     return [shlex.split(line) for line in lines if line.startswith("python scripts/")]
 
 
@@ -53,8 +54,25 @@ def of_pictures(command: list[str]) -> bool:
     return "image" in Path(command[1]).name
 
 
+def sections() -> dict[str, list[list[str]]]:
+    """Heading → its commands but for those on pictures, where there are any."""
+    texts = (ROOT / "README.md").read_text().split("\n## ")[1:]
+    found = {text.splitlines()[0]: [c for c in commands(text) if not of_pictures(c)] for text in texts}
+    return {heading: those for heading, those in found.items() if those}
+
+
 def run(command: list[str], place: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *command], cwd=place, capture_output=True, text=True, timeout=200)
+
+
+def run_small(commands: list[list[str]], place: Path) -> None:
+    """Each of the commands, with settings small enough for a test."""
+    for command in commands:
+        arguments = [argument.replace("path/to/my_task.hdf5", "data/lift.hdf5") for argument in command[2:]]
+        arguments = [argument.replace("compare/lift-small", "compare/lift-test") for argument in arguments]  # --preset test
+        arguments = [argument.replace("path/to/pictures", "pictures") for argument in arguments]
+        done = run([str(ROOT / command[1]), *arguments, *SMALL[Path(command[1]).name]], place)
+        assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
 
 
 def test_the_readme_shows_every_script():
@@ -62,14 +80,9 @@ def test_the_readme_shows_every_script():
 
 
 @pytest.mark.slow
-def test_commands_and_python_of_the_readme(tmp_path):
+def test_the_chain_and_the_python_of_the_readme(tmp_path):
     pytest.importorskip("robosuite")
-    for command in (command for command in commands() if not of_pictures(command)):
-        script = Path(command[1]).name
-        arguments = [argument.replace("path/to/my_task.hdf5", "data/lift.hdf5") for argument in command[2:]]
-        arguments = [argument.replace("compare/lift-small", "compare/lift-test") for argument in arguments]  # --preset test
-        done = run([str(ROOT / "scripts" / script), *arguments, *SMALL[script]], tmp_path)
-        assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
+    run_small(sections()["Step by step"], tmp_path)
     report = json.loads((tmp_path / "runs/lift/report.json").read_text())
     assert 0 <= report["success_rate"] <= 1 and report["episodes"] == 2
     assert set(report["seconds"]) >= {"tokenizer", "policy", "rollouts", "ceiling"}
@@ -81,6 +94,14 @@ def test_commands_and_python_of_the_readme(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("heading", [heading for heading in sections() if heading != "Step by step"])
+def test_further_commands_of_the_readme(heading, tmp_path):
+    pytest.importorskip("robosuite")
+    collect = next(command for command in commands() if command[1].endswith("collect_demos.py"))
+    run_small([collect, *sections()[heading]], tmp_path)
+
+
+@pytest.mark.slow
 def test_commands_with_pictures_of_the_readme(tmp_path):
     if find_file("mnist.npz") is None:
         pytest.skip("mnist.npz is not there")
@@ -88,10 +109,7 @@ def test_commands_with_pictures_of_the_readme(tmp_path):
     (tmp_path / "pictures").mkdir()
     for i in range(9):
         Image.fromarray(chance.integers(0, 256, (32, 32, 3), np.uint8)).save(tmp_path / "pictures" / f"{i}.png")
-    for command in filter(of_pictures, commands()):
-        arguments = [argument.replace("path/to/pictures", "pictures") for argument in command[2:]]
-        done = run([str(ROOT / command[1]), *arguments, *SMALL[Path(command[1]).name]], tmp_path)
-        assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
+    run_small(list(filter(of_pictures, commands())), tmp_path)
     assert len(list((tmp_path / "decoded").glob("*.png"))) == 9
     assert (tmp_path / "samples.png").is_file() and (tmp_path / "runs/mnist-quick/tokenizer/report.html").is_file()
 
