@@ -11,7 +11,7 @@ from torch import Tensor
 from daps_robot.data.normalize import Scaler
 from daps_robot.errors import ConfigError
 from daps_robot.models.code_model import CodeModelConfig
-from daps_robot.models.table import TableTokenizer, check_chunk
+from daps_robot.models.table import STILL, TableTokenizer, check_chunk
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class BinsTokenizer(TableTokenizer):
     def _places(self, x: Float[Tensor, "b h a"]) -> Float[Tensor, "b j a"]:
         """Where in the range the knots lie: 0 at its low end, 1 at its high one; .5 where a dimension does not move."""
         knots = self.nearest @ x
-        return torch.where(self._width > 1e-6, (knots - self.low) / self.span, 0.5)
+        return torch.where(self._width > STILL, (knots - self.low) / self.span, 0.5)
 
 
 def hat_functions(steps: int, knots: int) -> Float[Tensor, "h j"]:

@@ -20,6 +20,9 @@ from daps_robot.errors import ConfigError
 from daps_robot.models.prefixes import check_codes
 from daps_robot.models.pretrained import load_pretrained, restore, save_pretrained
 
+STILL = 1e-6
+"""A dimension whose range is no wider than this, in action units, does not move."""
+
 PERCENTILES = (0.01, 0.99)
 """Of the training actions, dimension by dimension: what a table counts as the range of an action."""
 
@@ -47,8 +50,11 @@ class TableTokenizer(nn.Module, ABC):
         self.register_buffer("high", torch.ones(config.channels))
 
     def fit_range(self, actions: Float[np.ndarray, "t a"]) -> None:
-        """Set the range to the percentiles of some actions."""
+        """Set the range to the percentiles of some actions; to the extremes where the percentiles coincide, as of a button that
+        is seldom pressed."""
         low, high = np.quantile(actions, PERCENTILES, axis=0)
+        still = high - low <= STILL
+        low[still], high[still] = actions.min(0)[still], actions.max(0)[still]
         self.low.copy_(torch.from_numpy(low))
         self.high.copy_(torch.from_numpy(high))
 
@@ -56,7 +62,7 @@ class TableTokenizer(nn.Module, ABC):
     def span(self) -> Float[Tensor, " a"]:
         """Width of the range; 1 where a dimension does not move."""
         span = self.high - self.low
-        return torch.where(span > 1e-6, span, 1.0)
+        return torch.where(span > STILL, span, 1.0)
 
     @property
     def centre(self) -> Float[Tensor, " a"]:

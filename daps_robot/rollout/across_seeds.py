@@ -10,6 +10,7 @@ interval of all episodes pooled holds the truth in 50 to 80% of cases instead of
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,9 +40,10 @@ def mean_over_seeds(outcomes: Float[np.ndarray, "s e"]) -> Interval:
 
     The variance of the mean is that of the crossed two-way random-effects model (Searle, Casella & McCulloch 1992, ch. 4), its
     degrees of freedom are Satterthwaite's (1946). The interval is Wilson's at the number of independent episodes that would tell
-    as much (as Korn & Graubard 1998 count them), which keeps it inside [0, 1] and away from a point at 0 and 1; it is never
-    narrower than Wilson's of all episodes. One training seed tells nothing of others: the interval is then plain Wilson, of that
-    one policy.
+    as much (as Korn & Graubard 1998 count them), which keeps it inside [0, 1] and away from a point at 0 and 1. They are never more
+    than were played, so it is never narrower than Wilson's of all episodes: scores that hardly vary would count for many
+    thousands, though a few episodes say nothing of rare failures. One training seed tells nothing of others: the interval is then
+    that of one policy on other start states, of zeros and ones plain Wilson's.
 
     Raises:
         ConfigError: for outcomes outside [0, 1], none at all, or several seeds on one start state.
@@ -56,8 +58,9 @@ def paired_difference(first: Float[np.ndarray, "s e"], second: Float[np.ndarray,
 
     Newcombe's square-and-add of the two score intervals (1998, Stat. Med. 17:2635, method 10), with the correlation that the
     shared start states bring. With one seed of each it is his interval for paired proportions; with more, variances and degrees
-    of freedom are those of `mean_over_seeds`, the trainings of the two taken as independent. Chosen before Tango's because it
-    carries over to several seeds and to scores in closed form.
+    of freedom are those of `mean_over_seeds`, the trainings of the two taken as independent; where either has one seed only, of
+    whose spread nothing is known, it says nothing of other trainings of that one. Chosen before Tango's because it carries over
+    to several seeds and to scores in closed form.
 
     Raises:
         ConfigError: as `mean_over_seeds`, or for different numbers of start states.
@@ -118,12 +121,15 @@ def _spread(*parts: Float[np.ndarray, "_ e"]) -> _Spread:
     """Of the mean of one policy's outcomes, or of the difference of two.
 
     Start states and seeds cross, so the sum of what start states and what seeds show counts the rest twice: it is taken off.
+    With one seed of either there is no such model: the episodes count as independent.
     """
     by_episode = parts[0].mean(0) - (parts[1].mean(0) if len(parts) == 2 else 0.0)
     episodes, seeds = len(by_episode), min(len(x) for x in parts)
     alone = sum(float(x.var()) / x.size for x in parts)
     if seeds == 1:
         return _Spread(alone, alone, Z95)
+    if not _varies(alone, parts):  # of a sum of rounding errors, no degrees of freedom
+        return _Spread(0.0, 0.0, float(stdtrit(seeds - 1.0, 0.975)))
     terms = [(float(by_episode.var(ddof=1)) / episodes, episodes - 1)]
     for x in parts:
         rest, cells = x - x.mean(1, keepdims=True) - x.mean(0) + x.mean(), (len(x) - 1) * (episodes - 1)
@@ -137,5 +143,13 @@ def _limits(outcomes: Float[np.ndarray, "s e"], spread: _Spread, quantile: float
     """Wilson's limits, at as many independent episodes as would give this spread."""
     mean, widened = float(outcomes.mean()), (quantile / Z95) ** 2
     variance = max(spread.total * widened, spread.alone)
-    episodes = mean * (1 - mean) / variance if variance > 0 else outcomes.size / widened
+    if _varies(spread.alone, (outcomes,)):
+        episodes = min(mean * (1 - mean) / variance, outcomes.size)
+    else:
+        episodes = outcomes.size / widened
     return wilson_interval(mean * episodes, episodes)
+
+
+def _varies(alone: float, parts: Sequence[Float[np.ndarray, "_ e"]]) -> bool:
+    """Whether a variance is more than the rounding of equal scores; zeros and ones of these means would have the largest."""
+    return alone > 1e-12 * sum(float(x.mean() * (1 - x.mean())) / x.size for x in parts)

@@ -127,3 +127,17 @@ def test_a_directory_of_something_else(tmp_path):
     (tmp_path / "config.json").write_text('{"format": "daps_robot/policy"}')
     with pytest.raises(CheckpointError, match="not a tokenizer"):
         load_tokenizer(tmp_path)
+
+
+def test_a_dimension_that_seldom_moves_is_not_constant():
+    """Pressed in 6 of 1000 steps: both percentiles are 0."""
+    actions = np.random.default_rng(0).normal(size=(1000, 3)).astype(np.float32)
+    actions[:, 1] = 0
+    actions[500:506, 1] = 1
+    actions[:, 2] = 5
+    tokenizer = made(bins=256)
+    tokenizer.fit_range(actions)
+    x = torch.from_numpy(actions[498:506])[None]
+    again = tokenizer.decode(tokenizer.encode(x))[:, 0]
+    assert (again[..., 1] - x[..., 1]).abs().max() < 1 / 256
+    assert (again[..., 2] == 5).all()

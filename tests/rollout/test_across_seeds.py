@@ -106,6 +106,35 @@ def played(rng, mean, of_seeds, of_starts, seeds, starts):
     ).astype(float)
 
 
+def heaped(rng, seeds, starts, failing):
+    """Scores of which most are 1, some .98, and a few 0."""
+    scores = np.where(rng.random((seeds, starts)) < 0.18 / 0.98, 0.98, 1.0)
+    return np.where(rng.random((seeds, starts)) < failing, 0.0, scores)
+
+
+def mean_heaped(failing):
+    return (1 - failing) * (1 - 0.02 * 0.18 / 0.98)
+
+
+@pytest.mark.parametrize(("seeds", "starts"), [(1, 50), (3, 50), (3, 100)])
+def test_scores_heaped_at_1_are_covered(seeds, starts):
+    """Where none of the few failures came up, near-equal scores must not pass for certainty."""
+    rng, held, clear = np.random.default_rng(0), 0, 0
+    for _ in range(400):
+        often, seldom = heaped(rng, seeds, starts, 0.02), heaped(rng, seeds, starts, 0.05)
+        found, apart = mean_over_seeds(often), paired_difference(often, seldom)
+        held += found.low <= mean_heaped(0.02) <= found.high
+        clear += apart.low <= mean_heaped(0.02) - mean_heaped(0.05) <= apart.high
+    assert held / 400 > 0.93 and clear / 400 > 0.93
+
+
+def test_near_equal_scores_say_no_more_than_successes():
+    nearly = np.append(np.ones(19), 0.999)[None]
+    assert mean_over_seeds(nearly).low < wilson_interval(20, 20)[0]
+    equal = mean_over_seeds(np.full((3, 50), 0.7))  # whose variance is rounding, not 0
+    assert (equal.low, equal.high) == pytest.approx(wilson_interval(0.7 * 31.14, 31.14), abs=1e-3)
+
+
 CASES = [(1.0, 0.0, 0.0), (1.0, 0.5, 0.0), (1.0, 0.0, 2.0), (3.0, 0.5, 2.0), (4.0, 1.0, 1.0), (6.0, 0.5, 2.0)]
 
 
