@@ -148,13 +148,36 @@ def load_json(path: Path) -> Any:
         raise ConfigError(f"{path} is not JSON: {error}") from error
 
 
-def differences(old: JSON, new: JSON, prefix: str = "") -> list[str]:
-    """The fields in which two configurations (as JSON) differ, as "name: old → new"."""
+def differences(old: JSON, new: Any) -> list[str]:
+    """The fields in which a saved configuration (as JSON) and another differ, as "name: old → new".
+
+    A field of a dataclass in `new` that the saved one lacks, as an earlier version would have written it, had its default.
+    """
+    return _differences(_with_defaults(old, new), to_json(new), "")
+
+
+def _with_defaults(old: Any, new: Any) -> Any:
+    if not isinstance(old, dict):
+        return old
+    if isinstance(new, dict):
+        return {name: _with_defaults(value, new.get(name)) for name, value in old.items()}
+    if not dataclasses.is_dataclass(new) or old.get("_type") != type(new).__name__:
+        return old
+    filled = {name: _with_defaults(value, getattr(new, name, None)) for name, value in old.items()}
+    for field in dataclasses.fields(new):
+        if field.default is not dataclasses.MISSING:
+            filled.setdefault(field.name, to_json(field.default))
+        elif field.default_factory is not dataclasses.MISSING:
+            filled.setdefault(field.name, to_json(field.default_factory()))
+    return filled
+
+
+def _differences(old: JSON, new: JSON, prefix: str) -> list[str]:
     found = []
     for name in sorted({*old, *new}):
         a, b, path = old.get(name), new.get(name), f"{prefix}{name}"
         if isinstance(a, dict) and isinstance(b, dict):
-            found += differences(a, b, f"{path}.")
+            found += _differences(a, b, f"{path}.")
         elif a != b:
             found.append(f"{path}: {a!r} → {b!r}")
     return found

@@ -1,7 +1,7 @@
 """Configurations to JSON and back, with every mistake named by its path."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -140,6 +140,15 @@ def test_differences_name_the_fields():
     assert found == ["obs_keys: [] → ['a']", "trainer.seed: 0 → 3"]
     assert differences(old, old) == []
     assert differences({"a": 1}, {"b": {"c": 2}}) == ["a: 1 → None", "b: None → {'c': 2}"]
+
+
+def test_a_field_that_an_earlier_version_did_not_have_had_its_default():
+    old = to_json({"command": TrainActionVAE(), "more": 1})
+    del old["command"]["trainer"]["keep_last"], old["command"]["demonstrations"], old["command"]["obs_keys"]
+    assert differences(old, {"command": TrainActionVAE(), "more": 1}) == []
+    newer = {"command": TrainActionVAE(demonstrations=5, trainer=replace(TrainActionVAE().trainer, keep_last=2)), "more": 1}
+    assert differences(old, newer) == ["command.demonstrations: None → 5", "command.trainer.keep_last: 0 → 2"]
+    assert differences({**old, "command": 3}, {"command": 3, "more": None}) == ["more: 1 → None"]
 
 
 def test_files(tmp_path):

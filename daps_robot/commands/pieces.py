@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from daps_robot.config import differences, load_json, save_json, to_json
+from daps_robot.config import differences, load_json, save_json
 from daps_robot.errors import ConfigError, DapsRobotError
 from daps_robot.types import JSON
 
@@ -55,7 +55,7 @@ def finished(folder: Path, job: Any) -> bool:
     """
     if not (folder / "result.json").is_file():
         return False
-    changed = differences(load_json(folder / "job.json"), to_json(job))
+    changed = differences(load_json(folder / "job.json"), job)
     if changed:
         raise ConfigError(f"{folder} holds a run with other settings ({'; '.join(changed[:3])}): choose another --name")
     return True

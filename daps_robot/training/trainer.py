@@ -35,7 +35,7 @@ class Trainer:
     def __init__(self, config: TrainerConfig, directory: Path, description: Any = None) -> None:
         """`description` is saved as config.json beside the results; a resumed run must have the same."""
         self.config, self.directory = config, directory
-        self.description = to_json(description if description is not None else config)
+        self.description = description if description is not None else config
 
     def fit(self, objective: Objective, data: Batches, resume: bool = False, overwrite: bool = False) -> dict[str, float]:
         """Train until a limit is met; the metrics of the best validation.
@@ -127,7 +127,7 @@ class Trainer:
     def _refuse_another_kind(self, path: Path) -> None:
         """Raises RunDirectoryError where the run there is of another command: a policy's, say, in place of a tokenizer's."""
         try:
-            kinds = [description["command"]["_type"] for description in (load_json(path), self.description)]
+            kinds = [description["command"]["_type"] for description in (load_json(path), to_json(self.description))]
         except (DapsRobotError, KeyError, TypeError):  # a damaged one, or one that no command made
             return
         if kinds[0] != kinds[1]:

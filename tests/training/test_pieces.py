@@ -43,6 +43,15 @@ def test_a_piece_runs_once_in_a_process_of_its_own(tmp_path):
         result_of("a_piece:double", tmp_path / "one", Job(4))
 
 
+def test_a_piece_of_an_earlier_version_is_not_run_again(tmp_path):
+    """Its job.json lacks a field that jobs have now, with a default."""
+    found = result_of("a_piece:double", tmp_path / "one", Job())
+    (tmp_path / "one" / "job.json").write_text('{"_type": "Job"}')
+    assert result_of("a_piece:fail", tmp_path / "one", Job()) == found
+    with pytest.raises(ConfigError, match="value: 3 → 4"):
+        result_of("a_piece:fail", tmp_path / "one", Job(4))
+
+
 def test_a_piece_that_failed_is_run_again(tmp_path):
     with pytest.raises(DapsRobotError, match=r"out of luck.*what is finished is kept"):
         result_of("a_piece:fail", tmp_path / "one", Job())

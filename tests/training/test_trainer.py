@@ -147,6 +147,19 @@ def test_changed_settings_are_not_resumed(tmp_path):
         train(tmp_path, resume=True, batch_size=9)
 
 
+def test_a_run_begun_by_an_earlier_version_is_resumed(whole, tmp_path):
+    """Its config.json lacks a setting that there is now, with a default."""
+    train(tmp_path)
+    path = tmp_path / "config.json"
+    found = json.loads(path.read_text())
+    del found["keep_last"]
+    path.write_text(json.dumps(found))
+    with pytest.raises(RunDirectoryError, match="keep_last: 0 → 2"):
+        train(tmp_path, resume=True, keep_last=2)
+    train(tmp_path, resume=True)
+    assert_same_run(whole, tmp_path)
+
+
 def test_a_directory_that_holds_a_run_is_not_overwritten_unasked(whole, tmp_path):
     train(tmp_path)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
