@@ -26,6 +26,7 @@ from daps_robot.models.frontends import ChunkFrontEndConfig, ObservationFrontEnd
 from daps_robot.models.policy import LatentPolicy, PolicyConfig
 from daps_robot.models.tokenizer import TokenizerConfig
 from daps_robot.training.distill import CodeSource, DistillObjective
+from daps_robot.training.imitation import action_scale
 from daps_robot.training.objective import TrainerConfig
 from daps_robot.training.optimizer import OptimizerConfig
 from daps_robot.training.trainer import Trainer
@@ -131,14 +132,12 @@ def run(config: DistillPolicy) -> dict[str, float]:
         "dataset": {"path": str(demos.path), "sha256": demos.sha256},
         "tokenizer": str(tokenizer_run),
     }
-    objective = DistillObjective(policy, valid, config.codes)
+    objective = DistillObjective(policy, valid, action_scale(train, demos.action_units), config.codes)
     metrics = Trainer(config.trainer, out, description).fit(objective, train, config.resume, config.overwrite)
     if parallel.is_main():
         save_json({"policy": time.perf_counter() - started}, out / "timing.json")
     accuracy = " ".join(f"{metrics[f'accuracy/{i}']:.2f}" for i in range(codes.positions))
     print(f"validation: {metrics['nll']:.2f} nats a chunk, accuracy per position {accuracy}; policy in {out}")
-    if "malformed" in metrics:
-        print(f"{metrics['malformed']:.1%} of its most likely code sequences would not have decoded with the published FAST")
     return metrics
 
 

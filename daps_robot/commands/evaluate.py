@@ -119,7 +119,7 @@ def run(config: Evaluate) -> JSON:
         raise RunDirectoryError(f"cannot write to {out}: {error.strerror}; choose another --out") from error
     trained = stage_seconds(policy_run, description)
     train, valid = split(demos, policy.horizon, policy.history)
-    planned = planning_error(policy, valid, action_scale(train))
+    planned = planning_error(policy, valid, action_scale(train, demos.action_units))
     report: JSON = {
         "dataset": {"path": str(demos.path), "sha256": demos.sha256, "demonstrations": len(demos.demos)},
         "policy_kind": policy.kind,
@@ -133,7 +133,7 @@ def run(config: Evaluate) -> JSON:
     if isinstance(policy, LatentPolicy):
         others = OtherCodes(policy.tokenizer, train)
         report |= tokenizer_figures(policy.tokenizer, others, valid)
-        if isinstance(policy.tokenizer, FASTTokenizer):
+        if isinstance(policy.tokenizer, FASTTokenizer) and policy.config.decoding.prefix is None:  # a prefix never holds all
             report["malformed_codes"] = malformed_codes(policy, policy.tokenizer, valid)
             share = f"{report['malformed_codes']:.1%}"
             print(f"{share} of its held-out code sequences would not have decoded with the published FAST")

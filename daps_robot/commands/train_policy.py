@@ -104,7 +104,7 @@ def run(config: TrainPolicy) -> dict[str, float]:
         f"{len(valid)} of {len(demos.valid)} held out; {sum(p.numel() for p in policy.parameters()):,} parameters",
         flush=True,
     )
-    objective = ImitationObjective(policy, valid, action_scale(train))
+    objective = ImitationObjective(policy, valid, action_scale(train, demos.action_units))
     command = replace(config, out=None, resume=False, overwrite=False)
     description = {"command": command, "dataset": {"path": str(demos.path), "sha256": demos.sha256}}
     data = policy.windows(train)

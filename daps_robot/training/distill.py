@@ -1,7 +1,7 @@
 """Distilling a policy: π(z|o) learns, by maximum likelihood, the codes that the tokenizer gives to the demonstrated chunks.
 
 An offset head learns besides what those codes, decoded, lack of the chunk: the mean over chunks of the summed absolute error,
-in normalised units.
+in normalised units, over the dimensions that are not binary.
 """
 
 from __future__ import annotations
@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from daps_robot.data.chunks import ChunkDataset
 from daps_robot.estimators.base import Loss
-from daps_robot.models.fast import FASTTokenizer
-from daps_robot.models.policy import DecodingConfig, LatentPolicy
+from daps_robot.models.policy import LatentPolicy
 from daps_robot.parallel import uniform
-from daps_robot.training.metrics import squared_error
+from daps_robot.training.imitation import planning_error
 from daps_robot.training.objective import Objective
-from daps_robot.training.stream import Batches
 from daps_robot.training.tokenizer import examples_at_a_time, to_device
 from daps_robot.types import ChunkBatch
 
@@ -31,9 +30,12 @@ class DistillObjective(Objective):
 
     criterion = "chunk_error"
 
-    def __init__(self, policy: LatentPolicy, valid: Batches, source: CodeSource = "sampled") -> None:
+    def __init__(
+        self, policy: LatentPolicy, valid: ChunkDataset, scale: Float[Tensor, " a"], source: CodeSource = "sampled"
+    ) -> None:
+        """`scale` is that of the chunk error (see `action_scale`)."""
         super().__init__()
-        self.policy, self.valid, self.source = policy, valid, source
+        self.policy, self.valid, self.scale, self.source = policy, valid, scale, source
 
     def targets(self, batch: ChunkBatch, source: CodeSource) -> Int[Tensor, "b 1 l"]:
         """The tokenizer's codes of a batch's chunks."""
@@ -51,7 +53,7 @@ class DistillObjective(Objective):
         scaler = policy.tokenizer.scaler
         decoded = scaler.normalize(policy.tokenizer.decode(codes, batch.observations[:, -1])[:, 0])
         lacking = (scaler.normalize(batch.actions) - decoded - policy.offset(tokens, decoded)).abs()
-        offset = (lacking * batch.mask[..., None]).sum((1, 2)).mean()
+        offset = (lacking * batch.mask[..., None] * policy.offset.moved).sum((1, 2)).mean()
         return Loss(nll + offset, {"nll": nll.detach(), "offset": offset.detach()})
 
     @torch.no_grad()
@@ -59,15 +61,13 @@ class DistillObjective(Objective):
         """Over the whole validation split, against the tokenizer's most likely codes.
 
         `nll`: nats per chunk. `accuracy/i`: share of windows whose code i is the most likely one given the true codes before
-        it. `rmse/i`: of the policy's chunk, by its configured decoding, in action units. `chunk_error`: mean over dimensions of
-        the squared error, each divided by the square of the dimension's scale. `malformed`, of fast: share of the policy's most
-        likely code sequences that the published decoder would have failed on.
+        it. And, of the policy's chunk by its configured decoding, what `planning_error` says.
         """
         policy = self.policy
         device = policy.scaler.shift.device
-        nll, hits, error, steps = 0.0, torch.zeros(policy.config.codes.positions), torch.zeros(1), 0.0
-        malformed, likely = 0.0, policy.with_decoding(DecodingConfig("greedy"))
-        for index in torch.arange(len(self.valid)).split(examples_at_a_time(policy.config.codes, device)):
+        nll, hits = 0.0, torch.zeros(policy.config.codes.positions)
+        at_a_time = examples_at_a_time(policy.config.codes, device)
+        for index in torch.arange(len(self.valid)).split(at_a_time):
             batch = to_device(self.valid.gather(index), device)
             assert isinstance(batch, ChunkBatch)
             codes = self.targets(batch, "most-likely")
@@ -75,18 +75,10 @@ class DistillObjective(Objective):
             log_prob = torch.log_softmax(logits, -1).gather(-1, codes[..., None])[..., 0]
             nll -= float(log_prob.double().sum())
             hits = hits + (logits.argmax(-1) == codes).double().sum((0, 1)).cpu()
-            chunks = policy.chunks(batch.observations, keys=index.numpy())
-            squares, n = squared_error(batch.actions, chunks, batch.mask)
-            error, steps = error + squares.cpu(), steps + float(n)
-            if isinstance(policy.tokenizer, FASTTokenizer):
-                malformed += float(policy.tokenizer.malformed(likely.codes(batch.observations)).sum())
-        scale = policy.tokenizer.scaler.scale.double().cpu()
         return {
             "nll": nll / len(self.valid),
             **{f"accuracy/{i}": float(h) / len(self.valid) for i, h in enumerate(hits)},
-            **{f"rmse/{i}": float(v) for i, v in enumerate((error / steps).sqrt())},
-            "chunk_error": float((error / steps / scale.square()).mean()),
-            **({"malformed": malformed / len(self.valid)} if isinstance(policy.tokenizer, FASTTokenizer) else {}),
+            **planning_error(policy, self.valid, self.scale, at_a_time),
         }
 
     def save(self, directory: Path) -> None:

@@ -36,7 +36,7 @@ class ImitationObjective(Objective):
 
     @torch.no_grad()
     def held_out_loss(self) -> float:
-        """The mean over all windows, with noise from torch's global generator."""
+        """The mean over batches of 256 windows, by their numbers of windows, with noise from torch's global generator."""
         data, device, total = self.policy.windows(self.valid), self.policy.scaler.shift.device, 0.0
         self.policy.train()  # a mixture of robomimic's has less noise when it acts
         for index in torch.arange(len(data)).split(256):
@@ -50,23 +50,24 @@ class ImitationObjective(Objective):
         self.policy.save_pretrained(directory)
 
 
-def action_scale(train: ChunkDataset) -> Float[Tensor, " a"]:
+def action_scale(train: ChunkDataset, units: tuple[str, ...] | None) -> Float[Tensor, " a"]:
     """The scale of each action dimension, the same for whatever policy is measured by it.
 
-    As a tokenizer has it by default: one for all continuous dimensions, the range of binary ones.
+    As a tokenizer has it by default: one for all continuous dimensions of a unit (of all, where `units` are not known), the
+    range of binary ones.
     """
     actions = train.actions.numpy()
-    return Scaler.fit(actions, near_binary(actions), shared=True).scale
+    return Scaler.fit(actions, near_binary(actions), shared=units or True).scale
 
 
-def planning_error(policy: Policy, valid: ChunkDataset, scale: Float[Tensor, " a"]) -> dict[str, float]:
+def planning_error(policy: Policy, valid: ChunkDataset, scale: Float[Tensor, " a"], at_a_time: int = 256) -> dict[str, float]:
     """How far plans are from what was demonstrated, over all windows.
 
     `rmse/i`: in action units. `chunk_error`: mean over dimensions of the squared error, each divided by the square of its
     scale. Both over all steps of a chunk, so policies of different horizons are not to be compared by them.
     """
     error, steps = torch.zeros(valid.actions.shape[1], dtype=torch.float64), 0.0
-    for index in torch.arange(len(valid)).split(256):
+    for index in torch.arange(len(valid)).split(at_a_time):
         batch = valid.gather(index)
         plans = torch.from_numpy(policy.plan(PlanRequest(batch.observations.numpy(), index.numpy())))
         squares, n = squared_error(batch.actions, plans, batch.mask)

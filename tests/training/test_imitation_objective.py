@@ -45,15 +45,22 @@ def test_the_error_of_plans_counts_demonstrated_steps_only():
 
 def test_the_scale_is_shared_by_continuous_dimensions():
     windows = ChunkDataset(demonstrations(), ("state",), 8, 2)
-    scale = action_scale(windows)
+    scale = action_scale(windows, None)
     assert scale[0] == scale[1]
     torch.testing.assert_close(scale[0].square(), windows.actions[:, :2].var(0, correction=0).mean())
     assert scale[2] == 2  # from −1 to 1
 
 
+def test_dimensions_of_different_units_have_a_scale_each():
+    windows = ChunkDataset(demonstrations(), ("state",), 8, 2)
+    found = action_scale(windows, ("m", "rad", "m"))
+    torch.testing.assert_close(found[:2], windows.actions[:, :2].std(0, correction=0))
+    assert found[2] == 2
+
+
 def objective_of(kind, demos):
     policy, windows = make_imitation(kind, demos=demos)
-    return ImitationObjective(policy, windows, action_scale(windows)), policy.windows(windows)
+    return ImitationObjective(policy, windows, action_scale(windows, None)), policy.windows(windows)
 
 
 @pytest.mark.parametrize("kind", sorted(SETTINGS))

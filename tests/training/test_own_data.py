@@ -128,7 +128,7 @@ def test_a_perfect_and_a_blind_plan_bound_the_error(place):
             return self.answer(request.observations[:, -1])
 
     held_out = demos.select(demos.valid)[0]
-    error = planning_error(Plan(lambda seen: np.repeat(seen[:, None, :2], 8, 1)), valid, action_scale(train))
+    error = planning_error(Plan(lambda seen: np.repeat(seen[:, None, :2], 8, 1)), valid, action_scale(train, demos.action_units))
     stays = [error[f"rmse/{i}"] for i in range(2)]
     differences = np.concatenate([held_out.actions[t : t + 8] - held_out.obs["agent_pos"][t] for t in range(40)])
     np.testing.assert_allclose(stays, np.sqrt((differences**2).mean(0)), rtol=1e-5)
