@@ -102,6 +102,11 @@ class PolicyConfig:
                 f"a prefix of {decoding.prefix} of {self.codes.positions} codes does not decode: "
                 "that takes at least 1 code of a tokenizer trained with --nested-dropout (or oat, fast)"
             )
+        if decoding.prefix is not None and self.offset_head:
+            raise ConfigError(
+                "the offset head has learned what all codes leave over, not what a prefix does: decode all of them, or distil "
+                "without --offset-head"
+            )
 
     def _check_tokenizer(self) -> None:
         own, theirs = self.codes, self.tokenizer.codes
@@ -125,11 +130,19 @@ class OffsetHead(nn.Module):
     """What a decoded chunk lacks, from the observation and that chunk (VQ-BeT, Lee et al. 2024, arXiv 2403.03181).
 
     There the offset is chosen by the codes; here the chunk that they decode to says which they are, so that any tokenizer will
-    do. It starts at zero.
+    do. It starts at zero. Binary dimensions it leaves as they are: a little more than closed is neither of their two values.
+
+    Attributes:
+        moved: (a) 1 where it may move a dimension, 0 where that is binary.
     """
 
-    def __init__(self, width: int, numbers: int, hidden: int = 256) -> None:
+    moved: Tensor
+
+    def __init__(self, width: int, horizon: int, channels: int, binary: tuple[int, ...] = (), hidden: int = 256) -> None:
         super().__init__()
+        numbers, moved = horizon * channels, torch.ones(channels)
+        moved[list(binary)] = 0
+        self.register_buffer("moved", moved, persistent=False)
         last = nn.Linear(hidden, numbers)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
@@ -138,7 +151,7 @@ class OffsetHead(nn.Module):
 
     def forward(self, tokens: Float[Tensor, "b m d"], chunk: Float[Tensor, "b h a"]) -> Float[Tensor, "b h a"]:
         """All chunks normalised."""
-        return self.layers(torch.cat([tokens.mean(1), chunk.flatten(1)], dim=-1)).view(chunk.shape)
+        return self.layers(torch.cat([tokens.mean(1), chunk.flatten(1)], dim=-1)).view(chunk.shape) * self.moved
 
 
 class LatentPolicy(nn.Module):
@@ -160,8 +173,11 @@ class LatentPolicy(nn.Module):
         self.obs_keys, self.observation_dim = config.obs_keys, config.front_end.channels - 2 * len(config.quaternions)
         self.history = config.front_end.history
         self.horizon, self.action_dim = self.tokenizer.horizon, self.tokenizer.action_dim
-        width, numbers = config.front_end.transformer.width, self.horizon * self.action_dim
-        self.offset = OffsetHead(width, numbers) if config.offset_head else None
+        self.offset = None
+        if config.offset_head:
+            likelihood = config.tokenizer.likelihood if isinstance(config.tokenizer, TokenizerConfig) else None
+            binary = likelihood.binary if likelihood and likelihood.kind == "action" else ()
+            self.offset = OffsetHead(config.front_end.transformer.width, self.horizon, self.action_dim, binary)
 
     def observe(self, observations: Float[Tensor, "b n o"]) -> Float[Tensor, "b m d"]:
         """Memory tokens of observations (in their own units)."""

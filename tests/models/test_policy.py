@@ -12,6 +12,7 @@ from daps_robot.errors import CheckpointError, ConfigError
 from daps_robot.models.bins import BinsTokenizerConfig
 from daps_robot.models.code_model import CodeModelConfig
 from daps_robot.models.frontends import ObservationFrontEndConfig
+from daps_robot.models.likelihoods import LikelihoodConfig
 from daps_robot.models.policy import DecodingConfig, LatentPolicy, PolicyConfig
 from daps_robot.models.sampling import sample
 from daps_robot.models.tokenizer import Tokenizer
@@ -249,3 +250,23 @@ def test_an_offset_is_added_to_the_decoded_chunk(table, tmp_path):
     np.testing.assert_allclose(policy.plan(asked), decoded + offset, atol=1e-4)
     policy.save_pretrained(tmp_path)
     np.testing.assert_array_equal(LatentPolicy.from_pretrained(tmp_path).plan(asked), policy.plan(asked))
+
+
+def test_an_offset_leaves_binary_dimensions_alone():
+    plain = make_policy(DecodingConfig("greedy"), likelihood=LikelihoodConfig("action", 0.1, binary=(1,)))
+    policy = LatentPolicy(replace(plain.config, offset_head=True)).eval()
+    policy.tokenizer.scaler = Scaler(torch.zeros(3), torch.tensor([1.0, 2.0, 0.5]))
+    with torch.no_grad():
+        policy.offset.layers[-1].bias.fill_(0.3)
+    asked = request()
+    decoded = policy.tokenizer.decode(policy.codes(torch.from_numpy(asked.observations))[:, None])[:, 0]
+    moved = policy.plan(asked) - decoded.numpy()
+    np.testing.assert_allclose(moved, np.broadcast_to([0.3, 0.0, 0.15], moved.shape), atol=1e-5)
+    assert set(np.unique(policy.plan(asked)[..., 1])) <= {0.0, 2.0}
+
+
+def test_an_offset_head_knows_nothing_of_prefixes():
+    config = make_policy().config
+    ordered = replace(config, tokenizer=replace(config.tokenizer, nested_dropout=True), offset_head=True)
+    with pytest.raises(ConfigError, match="--offset-head"):
+        LatentPolicy(ordered).with_decoding(DecodingConfig("greedy", prefix=2))
