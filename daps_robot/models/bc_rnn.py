@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from daps_robot.data.chunks import ChunkDataset, ObservedSteps
+from daps_robot.data.hdf5 import short
 from daps_robot.data.normalize import Scaler
 from daps_robot.errors import ConfigError
 from daps_robot.models.imitation import ImitationConfig, ImitationPolicy, PolicySettings, check_range, missing_extra
@@ -63,6 +64,11 @@ def import_robomimic() -> tuple[Any, Any, Any]:
             from robomimic.config import config_factory
             from robomimic.utils import obs_utils
     except (ImportError, RuntimeError) as error:
+        if "torchvision" in str(error):
+            raise ConfigError(
+                f"a bc-rnn-gmm policy cannot be had here ({short(error)}): pip install --no-deps torchvision, of the version "
+                "that goes with the installed torch (docs/policies.md)"
+            ) from error
         raise missing_extra("bc-rnn-gmm", error, "robomimic") from error
     return algo_factory, config_factory, obs_utils
 
@@ -130,7 +136,8 @@ class BCRNNPolicy(ImitationPolicy):
         self, observations: Float[Tensor, "b n o"], actions: Float[Tensor, "b n a"], mask: Bool[Tensor, "b n"]
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """−log p(a_t | o_…t) in nats a step."""
-        nll = -(self.mixtures(observations).log_prob(actions) * mask).sum() / mask.sum()
+        with torch.autocast(observations.device.type, enabled=False):  # standard deviations of 1e-4 need float32
+            nll = -(self.mixtures(observations.float()).log_prob(actions.float()) * mask).sum() / mask.sum()
         return nll, {"nll": nll.detach()}
 
     def sample(self, observations: Float[Tensor, "b n o"], keys: Int[np.ndarray, " b"]) -> Float[Tensor, "b 1 a"]:

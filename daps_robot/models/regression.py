@@ -67,11 +67,11 @@ class StyleEncoder(nn.Module):
     def forward(
         self, observation: Float[Tensor, "b o"], actions: Float[Tensor, "b h a"]
     ) -> tuple[Float[Tensor, "b z"], Float[Tensor, "b z"]]:
-        """Mean and log-variance of z."""
+        """Mean and log-variance of z, in float32 under any autocast."""
         query = self.query.expand(len(actions), -1, -1)
         tokens = torch.cat([query, self.observe(observation)[:, None], self.act(actions)], dim=1)
-        mean, log_variance = self.head(self.encoder(tokens)[:, 0]).chunk(2, dim=-1)
-        return mean, log_variance
+        mean, log_variance = self.head(self.encoder(tokens)[:, 0]).float().chunk(2, dim=-1)
+        return mean, log_variance.clamp(-20, 20)
 
 
 class RegressionPolicy(ImitationPolicy):

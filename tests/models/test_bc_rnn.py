@@ -42,6 +42,17 @@ def test_the_loss_is_the_mixtures_negative_log_likelihood():
     assert modes.scale.min() > 0.01  # in training, the network's own
 
 
+def test_the_likelihood_is_float32_under_autocast():
+    policy, windows = make_imitation("bc-rnn-gmm")
+    policy.train()
+    batch = ObservedSteps(windows).gather(torch.arange(len(windows)))
+    value, _ = policy.losses(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        again, _ = policy.losses(batch)
+    assert again.dtype == torch.float32
+    torch.testing.assert_close(again, value)
+
+
 def test_acting_draws_a_mode_by_its_weight_with_little_noise():
     policy, windows = make_imitation("bc-rnn-gmm")
     observations = windows.gather(torch.tensor([9])).observations

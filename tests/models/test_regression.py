@@ -21,6 +21,18 @@ def test_the_loss_is_l1_plus_the_weighted_kl():
     torch.testing.assert_close(value, logged["l1"] + 10 * kl)
 
 
+def test_the_style_is_computed_in_float32_under_autocast():
+    policy, windows = make_imitation("regression")
+    batch = windows.gather(torch.arange(len(windows)))
+    with torch.no_grad():
+        policy.style_encoder.head.bias.fill_(500.0)  # whose exponential no float holds
+    with torch.autocast("cpu", torch.bfloat16):
+        mean, log_variance = policy.style_encoder(batch.observations[:, -1], batch.actions)
+        value, logged = policy.losses(batch)
+    assert mean.dtype == log_variance.dtype == logged["kl"].dtype == torch.float32
+    assert log_variance.max() == 20 and value.isfinite()
+
+
 def test_the_error_is_the_mean_over_the_steps_that_were_demonstrated():
     policy, windows = make_imitation("regression", replace(SETTINGS["regression"], style=0))
     batch = windows.gather(torch.arange(len(windows)))
