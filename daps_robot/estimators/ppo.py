@@ -53,7 +53,11 @@ def adapted(coefficient: Tensor, kl: Tensor, target: float) -> Tensor:
 
 @ESTIMATORS.register("ppo")
 class PPO(Estimator):
-    """One code sequence per input, drawn from a copy of the posterior some steps old; rewards are scaled to unit deviation."""
+    """One code sequence per input, drawn from a copy of the posterior some steps old; rewards are scaled to unit deviation.
+
+    The critic sees the input, not how many codes are kept of it (nested dropout): the spread of the rewards over prefix lengths
+    then stays in the advantages, as noise without bias.
+    """
 
     config_type = PPOConfig
     divisible = False

@@ -18,14 +18,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from daps_robot.errors import ConfigError
 from daps_robot.estimators.base import ESTIMATORS, AnnealedConfig, Estimator, EstimatorConfig, Loss
 from daps_robot.estimators.parts import loss_by_parts, part_size_for
 from daps_robot.models.code_model import CodeModel, Memory
-from daps_robot.models.prefixes import over_prefix
+from daps_robot.models.prefixes import over_prefix, seen_codes
 from daps_robot.models.sampling import sample
 from daps_robot.models.tokenizer import Inputs, Tokenizer
 from daps_robot.parallel import uniform
@@ -99,9 +99,9 @@ class ScoreEstimator(Estimator):
             "elbo_beta": (r - beta * kl).mean(),
             "reconstruction": -r.mean(),
             "log_q": log_q.mean(),
-            "entropy": z.entropy.sum(-1).mean(),
+            "entropy": over_prefix(z.entropy, inputs.kept).mean(),
             "beta": torch.tensor(beta),
-            "distinct": distinct_samples(z.codes),
+            "distinct": distinct_samples(z.codes, inputs.kept),
         }
         return Loss(loss, {name: value.detach() for name, value in metrics.items()})
 
@@ -174,8 +174,10 @@ def encoder_update(
     return loss_by_parts(loss_of, len(codes), part_size, list(posterior.parameters()), tensors).loss
 
 
-def distinct_samples(codes: Tensor) -> Float[Tensor, ""]:
-    """How many different sequences there are among the K of an input, averaged over the batch; codes (b k l)."""
+def distinct_samples(codes: Int[Tensor, "b k l"], kept: Int[Tensor, " b"] | None = None) -> Float[Tensor, ""]:
+    """How many different sequences, of the codes that are kept, there are among the K of an input, averaged over the batch."""
+    if kept is not None:
+        codes = codes * seen_codes(kept, codes.shape[-1])[:, None]
     same = (codes[:, :, None] == codes[:, None]).all(-1)
     return (1 / same.sum(-1)).sum(-1).mean()
 

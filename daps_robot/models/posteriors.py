@@ -116,11 +116,11 @@ class ResidualPosterior(QuantizedPosterior):
         return self.quantize_latents(self.latents(memory))
 
     def quantize_latents(self, latents: Float[Tensor, "b n"]) -> tuple[Float[Tensor, "b l d"], Int[Tensor, "b l"]]:
-        """As `quantize`; the straight-through gradient is shared out over the levels, so that their sum has it once."""
+        """As `quantize`; the first level, which no prefix lacks, has the straight-through gradient of their sum."""
         codes = self.quantizer(latents)
-        levels = self.config.positions
-        values = self.quantizer.vectors[torch.arange(levels, device=codes.device), codes]
-        return self.project_out(values + (latents - latents.detach())[:, None] / levels), codes
+        values = self.quantizer.vectors[torch.arange(self.config.positions, device=codes.device), codes]
+        values = torch.cat([values[:, :1] + (latents - latents.detach())[:, None], values[:, 1:]], dim=1)
+        return self.project_out(values), codes
 
 
 class GaussianPosterior(TrunkPosterior):
@@ -171,7 +171,11 @@ class PosteriorConfig:
 def make_posterior(
     config: PosteriorConfig | None, codes: CodeModelConfig, tokens: int = 0
 ) -> CodeModel | QuantizedPosterior | GaussianPosterior:
-    """The posterior that a configuration describes (None, a plain code model), over a memory of so many tokens."""
+    """The posterior that a configuration describes (None, a plain code model), over a memory of so many tokens.
+
+    Raises:
+        ConfigError: it needs another number of tokens, or no levels come near the vocabulary.
+    """
     if config is None:
         return CodeModel(codes)
     if config.kind == "lattice":
@@ -182,6 +186,8 @@ def make_posterior(
     if config.kind == "gaussian":
         return GaussianPosterior(codes)
     if config.kind == "rvq":
+        if tokens < 1:
+            raise ConfigError("a residual quantiser flattens the memory tokens of a chunk, and this memory has no fixed number")
         return ResidualPosterior(codes, tokens, config.dimensions)
     if not config.trunk and tokens != codes.positions:
         raise ConfigError(f"{tokens} memory tokens cannot be {codes.positions} codes: a posterior without trunk needs as many")

@@ -90,13 +90,13 @@ class Encoded(NamedTuple):
     Attributes:
         embedded: (b k l d) what the decoder reads.
         codes: (b k l), or None where there are none (a Gaussian).
-        kl: (b k) nats, of the posterior to its prior: for codes, the uniform one, as the sum of the exact conditional KL at
-            each position given the sampled prefix; None where the posterior is no distribution (a quantiser).
+        kl: (b k l) nats, of the posterior to its prior, at each position: for codes, the exact conditional KL to the uniform
+            one given the sampled prefix; None where the posterior is no distribution (a quantiser).
     """
 
     embedded: Float[Tensor, "b k l d"]
     codes: Int[Tensor, "b k l"] | None
-    kl: Float[Tensor, "b k"] | None
+    kl: Float[Tensor, "b k l"] | None
 
 
 class Tokenizer(nn.Module):
@@ -177,13 +177,13 @@ class Tokenizer(nn.Module):
         """k samples of the posterior, or its most likely value (k = 1), whatever its kind; a quantiser has but one."""
         if isinstance(self.posterior, GaussianPosterior):
             embedded, kl = self.posterior.draw(memory, k)
-            return Encoded(embedded, None, kl.sum(-1))
+            return Encoded(embedded, None, kl)
         codes = self.config.codes
         stochastic = isinstance(self.posterior, CodeModel)
         keys = memory[0][0]
         uniforms = uniform(len(keys), k, codes.positions, device=keys.device) if k and stochastic else None
         z = self.draw(memory, uniforms)
-        kl = codes.bits * math.log(2) - z.entropy.sum(-1)
+        kl = math.log(codes.vocabulary) - z.entropy
         return Encoded(self.embed(z.codes), z.codes, kl if stochastic else None)
 
     @property

@@ -14,7 +14,7 @@ from daps_robot import parallel
 from daps_robot.estimators.base import Estimator, Loss
 from daps_robot.models.action_tokenizer import ActionTokenizer
 from daps_robot.models.code_model import CodeModelConfig
-from daps_robot.models.prefixes import drawn_prefixes, prefix_lengths
+from daps_robot.models.prefixes import drawn_prefixes, over_prefix, prefix_lengths
 from daps_robot.models.tokenizer import Inputs, Tokenizer
 from daps_robot.training.metrics import code_counts, mean_squared_error, perplexity, squared_error
 from daps_robot.training.objective import Objective
@@ -54,7 +54,7 @@ def batch_inputs(tokenizer: Tokenizer, batch: ChunkBatch | Tensor) -> Inputs:
 
 
 class TokenizerObjective(Objective):
-    """The loss of an estimator; validated by the negative ELBO at the final β, over the whole split."""
+    """The loss of an estimator; validated by the negative ELBO at the final β, over the whole split (and prefix lengths)."""
 
     criterion = "loss"
 
@@ -107,8 +107,9 @@ def evaluate_tokenizer(
     the peak is the range of the split's data (a `measure` may have a `psnr` of its own, which then stands there).
     `perplexity`: of the most likely codes, per position over the split, then averaged. `unused_codes`: share of the vocabulary
     that no example uses, averaged over positions. `bits_used`: sum over positions of the entropy of those frequencies; of a
-    Gaussian, its KL in bits. `loss` is −`elbo_beta_end`, of quantisers `reconstruction`. `rmse_prefix/m`: over all entries, in
-    the data's units, from the first m most likely codes, where prefixes decode. Of a table (bins, fast), which has no
+    Gaussian, its KL in bits. `loss` is −`elbo_beta_end`, of quantisers `reconstruction`; under nested dropout it is what is
+    trained, the mean of that over prefix lengths, from `reconstruction_kept` and `kl_kept`. `rmse_prefix/m`: over all entries,
+    in the data's units, from the first m most likely codes, where prefixes decode. Of a table (bins, fast), which has no
     likelihood, everything in action units and about codes, and the means of its `facts`.
 
     Args:
@@ -150,7 +151,13 @@ def evaluate_tokenizer(
             params = tokenizer.decoder_params(drawn.embedded, inputs)
             add("reconstruction", -tokenizer.likelihood.log_prob(params, inputs.x, mask).mean(1))
             if drawn.kl is not None:
-                add("kl", drawn.kl.mean(1))
+                add("kl", drawn.kl.sum(-1).mean(1))
+            if tokenizer.config.nested_dropout:  # example i keeps 1 + i mod l codes, so all lengths count alike
+                kept = 1 + index.to(device) % codes_config.positions
+                params = tokenizer.decoder_params(drawn.embedded, inputs._replace(kept=kept))
+                add("reconstruction_kept", -tokenizer.likelihood.log_prob(params, inputs.x, mask).mean(1))
+                if drawn.kl is not None:
+                    add("kl_kept", over_prefix(drawn.kl, kept).mean(1))
             codes = likely.codes
             both = [tokenizer.decode_embedded(e.embedded[:, :1], observation)[:, 0] for e in (likely, drawn)]
         else:
@@ -182,7 +189,8 @@ def evaluate_tokenizer(
         if coded:
             result["entropy"] = codes_config.bits * math.log(2) - result["kl"]
     if "reconstruction" in result:
-        result["loss"] = -result.get("elbo_beta_end", -result["reconstruction"])
+        kept_or_all = "_kept" if "reconstruction_kept" in result else ""
+        result["loss"] = result["reconstruction" + kept_or_all] + beta_end * result.get("kl" + kept_or_all, 0.0)
     for name, total in zip(("rmse", "rmse_sample"), squares, strict=True):
         result |= {f"{name}/{i}": float(v) for i, v in enumerate((total / steps).sqrt())}
     result |= {f"rmse_prefix/{m}": float((s / steps / channels).sqrt()) for m, s in zip(lengths, of_prefixes, strict=True)}

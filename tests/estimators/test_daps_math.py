@@ -165,6 +165,8 @@ def test_everything_is_float32(dtype):
 def test_distinct_samples():
     codes = torch.tensor([[[1, 2], [1, 2], [2, 1], [0, 0]], [[5, 5], [5, 5], [5, 5], [5, 5]]])
     assert distinct_samples(codes).item() == pytest.approx((3 + 1) / 2)
+    pairs = torch.tensor([[[1, 2], [1, 3], [2, 1], [2, 0]]]).expand(2, -1, -1)
+    assert distinct_samples(pairs, torch.tensor([1, 2])).item() == pytest.approx((2 + 4) / 2)  # of those that are kept
     torch.manual_seed(0)
     codes = torch.randint(3, (20, 7, 2))
     expected = np.mean([len({tuple(z) for z in row}) for row in codes.tolist()])

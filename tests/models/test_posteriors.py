@@ -12,7 +12,7 @@ from tiny import TRANSFORMER, make_memory
 
 from daps_robot.errors import ConfigError
 from daps_robot.models.code_model import CodeModelConfig
-from daps_robot.models.posteriors import PosteriorConfig, QuantizedPosterior
+from daps_robot.models.posteriors import PosteriorConfig, QuantizedPosterior, make_posterior
 from daps_robot.models.quantizers import FSQ, fsq_levels
 
 
@@ -111,3 +111,8 @@ def test_embedding_table_is_what_quantising_embeds_to():
     assert len(table) == posterior.quantizer.codebook_size
     assert len(codes.unique()) >= 10
     torch.testing.assert_close(table[codes], embedded, rtol=0, atol=1e-5)
+
+
+def test_a_residual_quantiser_needs_a_fixed_memory():
+    with pytest.raises(ConfigError, match="no fixed number"):
+        make_posterior(PosteriorConfig("rvq"), CodeModelConfig(4, 16))

@@ -14,6 +14,7 @@ from daps_robot.data.chunks import ChunkDataset
 from daps_robot.data.normalize import Scaler
 from daps_robot.estimators.fitted import BinsConfig, fit_bins
 from daps_robot.models.policy import LatentPolicy
+from daps_robot.models.prefixes import over_prefix
 from daps_robot.models.tokenizer import Tokenizer
 from daps_robot.training import tokenizer as tokenizer_training
 from daps_robot.training.distill import DistillObjective
@@ -99,7 +100,7 @@ def test_the_validation_of_a_tokenizer(monkeypatch):
 
 def test_the_validation_of_a_policy():
     data, policy = dataset(history=2), make_policy()
-    found = DistillObjective(policy, data).evaluate()
+    found = DistillObjective(policy, data, torch.tensor([1.0, 2.0, 4.0])).evaluate()
     batch = data.gather(torch.arange(len(data)))
     codes = policy.tokenizer.encode(batch.actions)
     with torch.no_grad():
@@ -112,12 +113,15 @@ def test_the_validation_of_a_policy():
     decoded = policy.tokenizer.decode(policy.codes(batch.observations)[:, None])[:, 0]
     error = (decoded - batch.actions)[batch.mask].square().mean(0)
     assert [found[f"rmse/{i}"] for i in range(3)] == pytest.approx(error.sqrt().tolist(), rel=1e-4)
-    assert found["chunk_error"] == pytest.approx(error.mean().item(), rel=1e-4)
+    assert found["chunk_error"] == pytest.approx((error / torch.tensor([1.0, 4.0, 16.0])).mean().item(), rel=1e-4)
 
 
 def test_the_validation_of_an_ordered_tokenizer():
     data = dataset()
     tokenizer = Tokenizer(replace(make_tokenizer().config, nested_dropout=True)).eval()
+    with torch.no_grad():
+        for parameter in tokenizer.decoder.parameters():
+            parameter *= 2  # so that it matters how many codes are kept
     found = evaluate_tokenizer(tokenizer, data, beta_end=0.3)
     batch = data.gather(torch.arange(len(data)))
     codes = tokenizer.encode(batch.actions)
@@ -125,6 +129,17 @@ def test_the_validation_of_an_ordered_tokenizer():
         error = (tokenizer.decode(codes[..., :m])[:, 0] - batch.actions)[batch.mask].square().mean().sqrt()
         assert found[f"rmse_prefix/{m}"] == pytest.approx(error.item(), rel=1e-4)
     assert "rmse_prefix/1" not in evaluate_tokenizer(make_tokenizer(), data, beta_end=0.3)
+    # its loss is the mean over prefix lengths of the bound
+    inputs, kept = tokenizer.inputs(batch.actions, batch.mask), 1 + torch.arange(len(data)) % 4
+    with torch.no_grad():
+        memory = tokenizer.prepare(inputs)
+        z = tokenizer.draw(memory, torch.rand(len(data), 300, 4))
+        r = tokenizer.log_likelihood(z.codes, inputs._replace(kept=kept)).mean()
+        kl = over_prefix(math.log(16) - z.entropy, kept).mean()
+    assert found["reconstruction_kept"] == pytest.approx(-r.item(), rel=0.03)
+    assert found["reconstruction_kept"] != pytest.approx(found["reconstruction"], rel=0.06)
+    assert found["kl_kept"] == pytest.approx(kl.item(), rel=0.03) != pytest.approx(found["kl"], rel=0.1)
+    assert found["loss"] == found["reconstruction_kept"] + 0.3 * found["kl_kept"]
 
 
 def test_the_validation_of_a_table():
@@ -147,7 +162,7 @@ def test_an_offset_head_learns_what_the_decoded_codes_lack():
     policy = LatentPolicy(replace(make_policy().config, offset_head=True))
     policy.tokenizer.scaler = Scaler(torch.tensor([0.1, 0.0, -1.0]), torch.tensor([1.0, 2.0, 0.5]))
     batch = data.gather(torch.arange(len(data)))
-    objective = DistillObjective(policy, data, "most-likely")
+    objective = DistillObjective(policy, data, policy.tokenizer.scaler.scale, "most-likely")
     loss = objective(batch, 0)
     decoded = policy.tokenizer.decode(policy.tokenizer.encode(batch.actions))[:, 0]
     lacking = ((batch.actions - decoded) / policy.tokenizer.scaler.scale * batch.mask[..., None]).abs()
@@ -165,7 +180,7 @@ def test_a_policy_learns_from_sampled_or_most_likely_codes():
     data, policy = dataset(history=2), make_policy()
     batch = data.gather(torch.arange(20))
     likely = policy.tokenizer.encode(batch.actions)
-    objective = DistillObjective(policy, data, "most-likely")
+    objective = DistillObjective(policy, data, policy.tokenizer.scaler.scale, "most-likely")
     assert torch.equal(objective.targets(batch, "most-likely"), likely)
     drawn = [objective.targets(batch, "sampled") for _ in range(3)]
     assert not torch.equal(drawn[0], drawn[1])
