@@ -40,8 +40,8 @@ def mean_over_seeds(outcomes: Float[np.ndarray, "s e"]) -> Interval:
 
     The variance of the mean is that of the crossed two-way random-effects model (Searle, Casella & McCulloch 1992, ch. 4), its
     degrees of freedom are Satterthwaite's (1946). The interval is Wilson's at the number of independent episodes that would tell
-    as much (as Korn & Graubard 1998 count them), which keeps it inside [0, 1] and away from a point at 0 and 1. They are never more
-    than were played, so it is never narrower than Wilson's of all episodes: scores that hardly vary would count for many
+    as much (as Korn & Graubard 1998 count them), which keeps it inside [0, 1] and away from a point at 0 and 1. They are never
+    more than were played, so it is never narrower than Wilson's of all episodes: scores that hardly vary would count for many
     thousands, though a few episodes say nothing of rare failures. One training seed tells nothing of others: the interval is then
     that of one policy on other start states, of zeros and ones plain Wilson's.
 
@@ -143,10 +143,9 @@ def _limits(outcomes: Float[np.ndarray, "s e"], spread: _Spread, quantile: float
     """Wilson's limits, at as many independent episodes as would give this spread."""
     mean, widened = float(outcomes.mean()), (quantile / Z95) ** 2
     variance = max(spread.total * widened, spread.alone)
+    episodes = outcomes.size / widened
     if _varies(spread.alone, (outcomes,)):
         episodes = min(mean * (1 - mean) / variance, outcomes.size)
-    else:
-        episodes = outcomes.size / widened
     return wilson_interval(mean * episodes, episodes)
 
 

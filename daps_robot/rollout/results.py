@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -125,7 +126,7 @@ class Evaluation:
         """The mean of the episodes' scores; NaN for none."""
         return mean([record.score for record in self.records])
 
-    @property
+    @cached_property
     def score_ci95(self) -> tuple[float, float]:
         """Its 95% interval, see `bounded_mean_interval`."""
         return bounded_mean_interval([record.score for record in self.records])

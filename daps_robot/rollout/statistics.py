@@ -66,6 +66,7 @@ def success_interval(successes: int, episodes: int) -> SuccessInterval:
 
 
 _DRAWS = 20_000
+_AT_A_TIME = 2**20  # numbers that are drawn together: 8 MiB
 
 
 def bounded_mean_interval(values: Sequence[float] | Float[np.ndarray, " k"]) -> tuple[float, float]:
@@ -88,9 +89,13 @@ def bounded_mean_interval(values: Sequence[float] | Float[np.ndarray, " k"]) -> 
     ordered = np.sort(np.asarray(values, dtype=np.float64))
     if not ((ordered >= 0) & (ordered <= 1)).all():
         raise ConfigError("an interval of a mean score needs scores from 0 to 1")
-    weights = np.random.default_rng(0).standard_exponential((_DRAWS, len(ordered) + 1))
-    weights = weights[:, 1:] / weights.sum(axis=1, keepdims=True)
-    lower, above = (float(np.quantile(weights @ parts, 0.025)) for parts in (ordered, 1.0 - ordered))
+    parts, generator = np.stack([ordered, 1.0 - ordered], axis=1), np.random.default_rng(0)
+    means = []
+    rows = max(1, _AT_A_TIME // (len(ordered) + 1))
+    for start in range(0, _DRAWS, rows):
+        weights = generator.standard_exponential((min(rows, _DRAWS - start), len(ordered) + 1))
+        means.append(weights[:, 1:] @ parts / weights.sum(axis=1, keepdims=True))
+    lower, above = np.quantile(np.concatenate(means), 0.025, axis=0).tolist()
     return lower, 1.0 - above
 
 

@@ -97,6 +97,19 @@ def test_percentiles_are_observed_values() -> None:
         percentiles([])
 
 
+def test_the_interval_of_many_scores_takes_little_memory():
+    """They are drawn in blocks: all 20 000 × 5 000 numbers at once would take 800 MB."""
+    import tracemalloc
+
+    values = np.random.default_rng(0).random(5000)
+    tracemalloc.start()
+    low, high = bounded_mean_interval(values)
+    assert tracemalloc.get_traced_memory()[1] < 50 * 2**20
+    tracemalloc.stop()
+    half = 1.96 * values.std(ddof=1) / 5000**0.5
+    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.001)
+
+
 def test_plan_keys_are_distinct_and_repeatable() -> None:
     episode, plan = (part.ravel() for part in np.meshgrid(np.arange(100), np.arange(50)))
     keys = plan_keys(episode, plan)
