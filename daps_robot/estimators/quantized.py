@@ -56,26 +56,35 @@ class FSQEstimator(QuantizedEstimator):
 
 
 @dataclass(frozen=True)
-class VQConfig(EstimatorConfig):
-    """Settings of vector quantisation.
+class CodebookConfig(EstimatorConfig):
+    """Settings of codebooks that vector-quantize-pytorch trains.
 
     Attributes:
-        commitment: weight of the commitment loss.
-        codebook_decay: of the codebook's exponential moving average.
+        commitment: weight of the commitment loss, of each codebook.
+        codebook_decay: of a codebook's exponential moving average.
         revive_below: a code whose average use per batch falls below this is put onto one of the batch's vectors; 0 never.
-        kmeans: start the codebook from k-means of the first batch.
-        rotation_trick: rotate gradients onto the code (Fifty et al. 2024, arXiv 2410.06424) in place of copying them.
     """
 
     commitment: float = 0.25
     codebook_decay: float = 0.99
     revive_below: float = 0.1
-    kmeans: bool = True
-    rotation_trick: bool = True
 
     def __post_init__(self) -> None:
         if self.commitment < 0 or not 0 < self.codebook_decay < 1 or self.revive_below < 0:
             raise ConfigError("commitment and revive_below are at least 0, codebook_decay lies between 0 and 1")
+
+
+@dataclass(frozen=True)
+class VQConfig(CodebookConfig):
+    """Settings of vector quantisation.
+
+    Attributes:
+        kmeans: start the codebook from k-means of the first batch.
+        rotation_trick: rotate gradients onto the code (Fifty et al. 2024, arXiv 2410.06424) in place of copying them.
+    """
+
+    kmeans: bool = True
+    rotation_trick: bool = True
 
 
 @ESTIMATORS.register("vq")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from daps_robot.errors import ConfigError
 from daps_robot.estimators.base import ESTIMATORS, EstimatorConfig
-from daps_robot.estimators.quantized import QuantizedEstimator
+from daps_robot.estimators.quantized import CodebookConfig, QuantizedEstimator
 from daps_robot.models.blocks import TransformerConfig
 from daps_robot.models.decoders import ChunkDecoderConfig
 from daps_robot.models.frontends import ChunkFrontEndConfig, make_front_end
@@ -35,7 +35,7 @@ class RivalEstimator(QuantizedEstimator):
         front_end, decoder = config.front_end, config.decoder
         if not isinstance(front_end, ChunkFrontEndConfig) or not isinstance(decoder, ChunkDecoderConfig):
             raise ConfigError(f"{cls.__name__} tokenizes action chunks, not pictures: choose another --estimator")
-        return as_large(cls.networks(config, front_end, decoder), config)
+        return front_end_as_large(cls.networks(config, front_end, decoder), config)
 
     @classmethod
     @abstractmethod
@@ -43,8 +43,9 @@ class RivalEstimator(QuantizedEstimator):
         """The method's networks, of the size that was asked for."""
 
 
-def as_large(config: TokenizerConfig, reference: TokenizerConfig) -> TokenizerConfig:
-    """`config` with the MLP ratio in its front end at which its encoder comes nearest to the reference's in size."""
+def front_end_as_large(config: TokenizerConfig, reference: TokenizerConfig) -> TokenizerConfig:
+    """`config` with the MLP ratio in its front end (in its posterior: `as_large`) at which its encoder comes nearest to the
+    reference's in size."""
 
     def widened(ratio: int) -> TokenizerConfig:
         front_end = config.front_end
@@ -101,22 +102,10 @@ class OAT(RivalEstimator):
 
 
 @dataclass(frozen=True)
-class RVQConfig(EstimatorConfig):
-    """Settings of residual vector quantisation.
+class RVQConfig(CodebookConfig):
+    """Settings of residual vector quantisation; each level has a codebook."""
 
-    Attributes:
-        commitment: weight of the commitment loss of each level.
-        codebook_decay: of the codebooks' exponential moving average.
-        revive_below: a code whose average use per batch falls below this is put onto one of the batch's vectors; 0 never.
-    """
-
-    commitment: float = 0.25
-    codebook_decay: float = 0.99
     revive_below: float = 0.02
-
-    def __post_init__(self) -> None:
-        if self.commitment < 0 or not 0 < self.codebook_decay < 1 or self.revive_below < 0:
-            raise ConfigError("commitment and revive_below are at least 0, codebook_decay lies between 0 and 1")
 
 
 @ESTIMATORS.register("rvq")

@@ -212,6 +212,7 @@ class FASTTokenizer(TableTokenizer):
 
 
 def text_of(symbols: Sequence[int]) -> str:
+    """Symbols as what the library merges: a string of one character each."""
     return "".join(chr(FIRST_CHARACTER + symbol) for symbol in symbols)
 
 

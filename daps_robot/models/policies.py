@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from daps_robot.config import load_json
-from daps_robot.errors import CheckpointError, ConfigError
+from daps_robot.errors import CheckpointError
 from daps_robot.models.bc_rnn import BCRNNPolicy
 from daps_robot.models.diffusion import DiffusionPolicy
 from daps_robot.models.policy import LatentPolicy
+from daps_robot.models.pretrained import saved_kind
 from daps_robot.models.regression import RegressionPolicy
 from daps_robot.registry import Registry
 from daps_robot.types import TrainedPolicy
@@ -28,18 +28,10 @@ def load_policy(directory: Path) -> TrainedPolicy:
         CheckpointError: the directory holds none, or a damaged or later one.
         ConfigError: a package that this kind of policy needs is not installed.
     """
-    path = Path(directory) / "config.json"
-    if not path.is_file():
-        raise CheckpointError(f"{directory} holds no saved policy (no config.json): give the directory of a trained one")
-    try:
-        values = load_json(path)
-    except ConfigError as error:
-        raise CheckpointError(str(error)) from error
-    saved = values.get("format") if isinstance(values, dict) else values
-    kind = str(saved).removeprefix("daps_robot/")
+    kind = saved_kind(directory)
     if kind not in POLICIES:
         raise CheckpointError(
-            f"{path} describes {str(saved)[:60]!r}, not a policy (there are: {', '.join(POLICIES)}): "
+            f"{Path(directory) / 'config.json'} describes {kind[:60]!r}, not a policy (there are: {', '.join(POLICIES)}): "
             "give the directory of a trained policy"
         )
     return POLICIES[kind].from_pretrained(directory)

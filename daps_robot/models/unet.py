@@ -61,6 +61,7 @@ class UNet(nn.Module):
         self.head = nn.Sequential(ConvBlock(2 * widths[0], widths[0]), nn.Conv1d(widths[0], channels, 1))
 
     def forward(self, chunk: Float[Tensor, "b h a"], condition: Float[Tensor, "b d"]) -> Float[Tensor, "b h a"]:
+        """An estimate from a noisy chunk; the horizon is that of the constructor."""
         x = rearrange(chunk, "b h a -> b a h")
         levels = []
         for i, blocks in enumerate(self.down):

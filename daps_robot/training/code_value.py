@@ -82,7 +82,11 @@ def calibration(policy: LatentPolicy, valid: ChunkDataset, beta: float, samples:
 
 
 def likelihood_of(policy: LatentPolicy) -> Tokenizer:
-    """The policy's tokenizer, which must have a likelihood p(x|z)."""
+    """The policy's tokenizer.
+
+    Raises:
+        ConfigError: it is a table, which has no likelihood p(x|z).
+    """
     if not isinstance(policy.tokenizer, Tokenizer):
         raise ConfigError(f"a {type(policy.tokenizer).__name__} is a table: it has no likelihood to compare by")
     return policy.tokenizer

@@ -122,7 +122,7 @@ def test_a_latent_policy_is_loaded_by_the_same_function(tmp_path):
 
 
 def test_no_policy(tmp_path):
-    with pytest.raises(CheckpointError, match="no saved policy"):
+    with pytest.raises(CheckpointError, match="no saved model"):
         load_policy(tmp_path)
     (tmp_path / "config.json").write_text("[1, 2")
     with pytest.raises(CheckpointError, match="not JSON"):
@@ -132,7 +132,7 @@ def test_no_policy(tmp_path):
         with pytest.raises(CheckpointError, match=r"not a policy .*bc-rnn-gmm, diffusion, policy, regression"):
             load_policy(tmp_path)
     make_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match="'daps_robot/tokenizer', not a policy"):
+    with pytest.raises(CheckpointError, match="'tokenizer', not a policy"):
         load_policy(tmp_path)
 
 

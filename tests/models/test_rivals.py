@@ -114,6 +114,18 @@ def test_residual_codes_are_those_of_the_library():
     assert torch.equal(own(z), library(z[:, None])[1][:, 0])
 
 
+@needs_vq
+def test_few_vectors_start_all_codebooks_all_the_same():
+    """Of a batch smaller than the codebooks k-means leaves nothing to the levels after the first; revival mends that."""
+    tokenizer = rival("rvq")
+    estimator = ESTIMATORS["rvq"](tokenizer, ESTIMATORS["rvq"].configure(), 100)
+    zero = []
+    for step in range(20):
+        estimator.loss(Inputs(torch.randn(4, 8, 3)), step)
+        zero.append(int((tokenizer.posterior.quantizer.vectors.norm(dim=-1) < 1e-6).sum()))
+    assert zero[0] > 16 and zero[-1] == 0
+
+
 def test_each_position_has_a_codebook_of_its_own():
     tokenizer = rival("rvq")
     posterior = tokenizer.posterior
@@ -135,6 +147,9 @@ def test_the_sum_of_the_levels_has_the_gradient_once():
     weights = torch.randn(6, 16)
     (gradient,) = torch.autograd.grad((embedded.sum(1) * weights).sum(), latents)
     torch.testing.assert_close(gradient, weights @ posterior.project_out.weight, rtol=1e-4, atol=1e-5)
+    embedded, _ = posterior.quantize_latents(latents)
+    (of_prefix,) = torch.autograd.grad((embedded[:, :2].sum(1) * weights).sum(), latents)
+    torch.testing.assert_close(of_prefix, gradient)  # under nested dropout too
 
 
 def test_a_policy_mixes_embeddings_position_by_position():
