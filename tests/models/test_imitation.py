@@ -1,6 +1,7 @@
 """Policies without a tokenizer, of every kind: the protocol, rows, masks, files, refusals."""
 
 import json
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -205,3 +206,10 @@ def test_a_missing_extra_is_named(monkeypatch, tmp_path):
         load_policy(tmp_path)
     with pytest.raises(ConfigError, match=r"pip install 'daps-robot\[diffusion\]'"):
         diffusion.make_scheduler("sample", 10, 10)
+
+
+def test_a_missing_torchvision_is_not_had_from_the_extra(monkeypatch):
+    """Which would replace the installed torch."""
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    with pytest.raises(ConfigError, match=r"pip install --no-deps torchvision.*docs/policies.md"):
+        POLICIES["bc-rnn-gmm"].import_extra()
