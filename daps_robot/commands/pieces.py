@@ -107,19 +107,24 @@ def result_of(function: str, folder: Path, job: Any, *arguments: str) -> JSON:
     """
     if (folder / "result.json").is_file():
         for name in ("job.json", "result.json"):
-            _readable(folder, name)
+            readable(folder / name, folder)
     if not finished(folder, job):
         start_process(function, folder, job, *arguments)
-    return _readable(folder, "result.json")
+    return readable(folder / "result.json", folder)
 
 
-def _readable(folder: Path, name: str) -> JSON:
+def readable(path: Path, piece: Path) -> JSON:
+    """The JSON object in a file.
+
+    Raises:
+        ConfigError: it holds none; the message says that `piece` is to be deleted.
+    """
     try:
-        found = load_json(folder / name)
+        found = load_json(path)
     except ConfigError as error:
-        raise ConfigError(f"{error}: delete {folder} to run this piece anew") from error
+        raise ConfigError(f"{error}: delete {piece} to run this piece anew") from error
     if not isinstance(found, dict):
-        raise ConfigError(f"{folder / name} is damaged: delete {folder} to run this piece anew")
+        raise ConfigError(f"{path} is damaged: delete {piece} to run this piece anew")
     return found
 
 

@@ -11,7 +11,8 @@ import torch
 
 from daps_robot import parallel
 from daps_robot.commands.cli import given
-from daps_robot.commands.train_action_vae import rollout_env, split
+from daps_robot.commands.rollout_env import check_rollout_env
+from daps_robot.commands.train_action_vae import split
 from daps_robot.config import save_json
 from daps_robot.data.catalog import dataset_name, fetch
 from daps_robot.data.demos import read_demos
@@ -94,7 +95,7 @@ def run(config: TrainPolicy) -> dict[str, float]:
     path = fetch(config.dataset)
     started = time.perf_counter()
     demos = read_demos(path, config.obs_keys or None).fewer(config.demonstrations, config.trainer.seed)
-    rollout_env(demos, config.env)
+    check_rollout_env(demos, config.env, demos.obs_keys)
     out = config.out or Path("runs") / dataset_name(config.dataset) / config.policy
     train, valid = split(demos, config.settings.horizon, config.settings.history)
     torch.manual_seed(config.trainer.seed)
