@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import tyro
 
 from daps_robot import parallel
+from daps_robot.data.files import spelt
 from daps_robot.errors import DapsRobotError
 
 C = TypeVar("C")
@@ -48,7 +49,7 @@ def errors_for_a_person(debug: bool = False) -> Iterator[None]:
     except DapsRobotError as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {spelt(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
     except OSError as error:
         if debug:
