@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import multiprocessing
-import os
-import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +19,9 @@ from daps_robot.envs.episodes import record_episode
 from daps_robot.envs.simulator import import_robosuite
 from daps_robot.envs.styles import STYLES
 from daps_robot.envs.tasks import CanEnv, LiftEnv, RobosuiteEnv, SquareEnv
+from daps_robot.envs.workers import worker_pool
 from daps_robot.errors import ConfigError, DataError, SimulationError
+from daps_robot.rollout.vector import worker_count
 
 SEEDS_PER_COLLECTION = 1_000_000
 _MAX_COLLECTION_SEED = 999  # the seeds of demonstrations stay below those of evaluations (demos.EVAL_SEED_START)
@@ -128,7 +125,7 @@ def collect_demos(
     with DemoWriter(out, settings) as writer:
         collection = _Collection(writer, demos)
         if not collection.complete:
-            processes = min(workers or len(os.sched_getaffinity(0)), demos)
+            processes = worker_count(workers, demos)
             with _attempts(chosen.env, manner, seed, processes) as submit:
                 collection.run(submit, ahead=1 if processes == 1 else 2 * processes)
         steps = writer.finish(demos, valid_fraction, chosen.env.env_args())
@@ -218,26 +215,16 @@ def _attempts(make_env: type[RobosuiteEnv], manner: Manner, seed: int, processes
         finally:
             env.close()
         return
-    # Spawned, not forked: a forked child shares locks and OpenGL contexts with its parent.
-    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start_worker, (make_env, manner))
-    try:
+    with worker_pool(processes, _start_worker, make_env, manner) as pool:
         yield lambda attempt: pool.submit(_work, first_seed + attempt)
-    except BrokenProcessPool as error:
-        raise SimulationError("A worker process was killed (out of memory?); collect with fewer workers.") from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 _worker: tuple[RobosuiteEnv, Manner]
 
 
 def _start_worker(make_env: type[RobosuiteEnv], manner: Manner) -> None:
-    """Prepares a worker process: it leaves Ctrl-C to its parent, and dies with it."""
+    """Prepares a worker process."""
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
     _worker = (make_env(), manner)
 
 
@@ -276,8 +263,7 @@ def _check(
         raise ConfigError(f"nudges must be a chance from 0 to 1 a step, not {nudges}.")
     if not 0 <= seed <= _MAX_COLLECTION_SEED:
         raise ConfigError(f"seed must be from 0 to {_MAX_COLLECTION_SEED}, not {seed}: seeds above are for evaluation.")
-    if workers is not None and workers < 1:
-        raise ConfigError(f"workers must be at least 1, not {workers}.")
+    worker_count(workers, demos)
     if not 0.0 <= valid_fraction < 1.0:
         raise ConfigError(f"valid_fraction must be at least 0 and below 1, not {valid_fraction}.")
     return TASKS[task]

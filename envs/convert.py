@@ -10,11 +10,8 @@ state.
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import shutil
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -25,14 +22,16 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from daps_robot.data.catalog import dataset_name, fetch
+from daps_robot.data.demo_writer import put_whole
 from daps_robot.data.demos import DemoSet, read_demos
 from daps_robot.data.env_args import env_differences, named_env
-from daps_robot.data.hdf5 import short
 from daps_robot.envs import tasks
 from daps_robot.envs.control import CONTROLLERS
 from daps_robot.envs.converter import Converter, Replay, start_worker, work
 from daps_robot.envs.registration import ACTIONS, ENV_CLASSES, env_id_of
+from daps_robot.envs.workers import worker_pool
 from daps_robot.errors import ConfigError, DataError
+from daps_robot.rollout.vector import worker_count
 from daps_robot.types import JSON, Demo
 
 _READABLE = f"the relative and absolute ones of {', '.join(ENV_CLASSES)} can be converted"
@@ -112,20 +111,19 @@ def _in_workers(
     task: str, source: str, to: str, demos: Sequence[Demo], workers: int | None
 ) -> Iterator[tuple[Float[np.ndarray, "t a"], Replay]]:
     """Converts every demonstration, in order."""
-    count = min(workers or len(os.sched_getaffinity(0)), len(demos))
+    count = worker_count(workers, len(demos))
     names, actions, states = zip(*((demo.name, demo.actions, demo.states) for demo in demos), strict=True)
     if count == 1:
         yield from map(Converter(task, source, to).convert, names, actions, states)
         return
-    with ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), start_worker, (task, source, to)) as pool:
+    with worker_pool(count, start_worker, task, source, to) as pool:
         yield from pool.map(work, names, actions, states)
 
 
 def _write(demos: DemoSet, out: Path, actions: Sequence[np.ndarray], env_args: JSON, conversion: JSON) -> None:
     """The file of the demonstrations with other actions in it, put there whole."""
-    temporary = out.with_name(f"{out.name}.tmp")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+
+    def write(temporary: Path) -> None:
         shutil.copyfile(demos.path, temporary)
         with h5py.File(temporary, "r+") as file:
             data = file["data"]
@@ -134,8 +132,5 @@ def _write(demos: DemoSet, out: Path, actions: Sequence[np.ndarray], env_args: J
                 data[demo.name].create_dataset("actions", data=new)
             data.attrs["env_args"] = json.dumps(env_args)
             data.attrs["conversion"] = json.dumps(conversion)
-        temporary.replace(out)
-    except (OSError, RuntimeError) as error:  # h5py raises both where the disk is full
-        raise DataError(f"{out} cannot be written ({short(error)}); free some space, or choose another --out.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+
+    put_whole(out, write)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,7 +97,6 @@ _worker: Converter
 def start_worker(task: str, source: str, to: str) -> None:
     """Prepares a worker process."""
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
     _worker = Converter(task, source, to)
 
 

@@ -44,6 +44,7 @@ def main() -> int:
     """Returns the exit status: 0, 2 for an error, 130 when interrupted."""
     arguments = asdict(tyro.cli(Arguments))
     debug = arguments.pop("debug")
+    from daps_robot.data.files import spelt
     from daps_robot.envs.collect import collect_demos
     from daps_robot.errors import DapsRobotError
 
@@ -52,7 +53,7 @@ def main() -> int:
     except DapsRobotError as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {spelt(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nInterrupted; what is collected is kept, and the same command goes on from there.", file=sys.stderr)

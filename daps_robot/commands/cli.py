@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 import tyro
 
 from daps_robot import parallel
+from daps_robot.data.files import spelt
 from daps_robot.errors import DapsRobotError
 
 C = TypeVar("C")
@@ -28,7 +30,7 @@ def main(config: type[C], run: Callable[[C], object]) -> None:
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     description = (config.__doc__ or "").split("\n\n")[0] + "\n\n--debug shows the traceback of an error."
-    try:
+    with errors_for_a_person(debug):
         given: dict[str, Any] = {}
         if defaults := getattr(config, "default", None):
             given["default"] = defaults(arguments)
@@ -37,10 +39,17 @@ def main(config: type[C], run: Callable[[C], object]) -> None:
         if not parallel.is_main():
             sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - of several processes, one speaks, to the end
         run(parsed)
+
+
+@contextmanager
+def errors_for_a_person(debug: bool = False) -> Iterator[None]:
+    """Ends the process with what a person can act on: one line on standard error, and a status; tracebacks with `debug`."""
+    try:
+        yield
     except DapsRobotError as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {spelt(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
     except OSError as error:
         if debug:

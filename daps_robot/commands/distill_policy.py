@@ -12,10 +12,12 @@ import numpy as np
 import torch
 
 from daps_robot import parallel
-from daps_robot.commands.train_action_vae import rollout_env, split
+from daps_robot.commands.rollout_env import check_rollout_env
+from daps_robot.commands.train_action_vae import split
 from daps_robot.config import load_json, save_json
 from daps_robot.data.catalog import dataset_name, fetch
 from daps_robot.data.demos import DemoSet, read_demos
+from daps_robot.data.lerobot import folder_sha256
 from daps_robot.data.normalize import Scaler
 from daps_robot.data.rotations import expand_quaternions
 from daps_robot.errors import CheckpointError, ConfigError, DataError
@@ -30,6 +32,7 @@ from daps_robot.training.imitation import action_scale
 from daps_robot.training.objective import TrainerConfig
 from daps_robot.training.optimizer import OptimizerConfig
 from daps_robot.training.trainer import Trainer
+from daps_robot.types import JSON
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class DistillPolicy:
         obs_keys: observation keys; by default the low-dimensional ones of the file.
         obs_rotation: let the networks see the keys that end in _quat as 6-D rotations, which know no sign and no jumps.
         env: Gymnasium id to roll out in, or "none"; by default what the tokenizer was trained with, else what the data set names.
-        demonstrations: learn from so many of the training split, drawn by the seed; by default from all.
+        demonstrations: learn from so many of the training split, drawn by the seed; by default from as many as the tokenizer did.
         policy: the networks.
         trainer: how long and on what.
     """
@@ -100,9 +103,10 @@ def run(config: DistillPolicy) -> dict[str, float]:
     tokenizer_run = config.tokenizer or newest_run("tokenizer", name)
     tokenizer = load_tokenizer(tokenizer_run / "model")
     dataset = config.dataset or run_description(tokenizer_run)["dataset"]["path"]
+    count = inherited_demonstrations(config, tokenizer_run)
+    config = replace(config, env=config.env or env_of(tokenizer_run), demonstrations=count)
     demos = read_demos(fetch(dataset), config.obs_keys or None).fewer(config.demonstrations, config.trainer.seed)
-    config = replace(config, env=config.env or env_of(tokenizer_run))
-    rollout_env(demos, config.env)
+    check_rollout_env(demos, config.env, demos.obs_keys)
     if isinstance(tokenizer.config, TokenizerConfig) and not isinstance(tokenizer.config.front_end, ChunkFrontEndConfig):
         raise CheckpointError(f"the tokenizer in {tokenizer_run} is one of pictures: a policy needs one of action chunks")
     if demos.demos[0].actions.shape[1] != tokenizer.action_dim:
@@ -131,6 +135,7 @@ def run(config: DistillPolicy) -> dict[str, float]:
         "command": replace(config, out=None, resume=False, overwrite=False),
         "dataset": {"path": str(demos.path), "sha256": demos.sha256},
         "tokenizer": str(tokenizer_run),
+        "tokenizer_sha256": fingerprint(tokenizer_run / "model"),
     }
     objective = DistillObjective(policy, valid, action_scale(train, demos.action_units), config.codes)
     metrics = Trainer(config.trainer, out, description).fit(objective, train, config.resume, config.overwrite)
@@ -165,6 +170,18 @@ def quaternion_columns(demos: DemoSet) -> tuple[int, ...]:
     return tuple(starts)
 
 
+def fingerprint(model: Path) -> str:
+    """SHA-256 of a saved model's files: what was made with another one is told from it.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    files = [file for file in model.rglob("*") if file.is_file()]
+    if not files:
+        raise CheckpointError(f"{model} is gone: delete {model.parent} to train it anew")
+    return folder_sha256(model, files)
+
+
 def newest_run(kind: str, name: str | None, root: Path = Path("runs")) -> Path:
     """The newest finished run of a kind ("tokenizer", "policy"), of one data set or of any.
 
@@ -178,13 +195,27 @@ def newest_run(kind: str, name: str | None, root: Path = Path("runs")) -> Path:
     return max(runs, key=lambda path: path.stat().st_mtime).parent
 
 
+def inherited_demonstrations(config: DistillPolicy, tokenizer_run: Path) -> int | None:
+    """How many demonstrations to learn from: as many as asked for, else as the tokenizer's run, which is said."""
+    count = command_of(tokenizer_run).get("demonstrations")
+    if config.demonstrations is not None or not isinstance(count, int):
+        return config.demonstrations
+    print(f"learning from {count} training demonstrations, as many as the tokenizer did (--demonstrations)", flush=True)
+    return count
+
+
 def env_of(directory: Path) -> str | None:
     """The --env that a run was trained with, if any."""
+    env = command_of(directory).get("env")
+    return env if isinstance(env, str) else None
+
+
+def command_of(directory: Path) -> JSON:
+    """The command that a run was trained by, as far as its config.json says."""
     path = directory / "config.json"
     description = load_json(path) if path.is_file() else None
     command = description.get("command") if isinstance(description, dict) else None
-    env = command.get("env") if isinstance(command, dict) else None
-    return env if isinstance(env, str) else None
+    return command if isinstance(command, dict) else {}
 
 
 def run_description(directory: Path) -> dict[str, Any]:

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 
 from daps_robot.commands.distill_policy import env_of, newest_run, run_description
+from daps_robot.commands.rollout_env import check_counts, look_at, rollout_env
 from daps_robot.commands.through_tokenizer import OtherCodes, ceilings, describe, malformed_codes, replays, tokenizer_figures
-from daps_robot.commands.train_action_vae import rollout_env, split
+from daps_robot.commands.train_action_vae import split
 from daps_robot.config import load_json, save_json, to_json
 from daps_robot.data.catalog import dataset_name, fetch
 from daps_robot.data.chunks import ChunkDataset
 from daps_robot.data.demos import EVAL_SEED_START, DemoSet, read_demos
-from daps_robot.errors import CheckpointError, ConfigError, RunDirectoryError
+from daps_robot.errors import CheckpointError, ConfigError, RunDirectoryError, SimulationError
 from daps_robot.models.fast import FASTTokenizer
 from daps_robot.models.policies import load_policy
 from daps_robot.models.policy import DecodingConfig, LatentPolicy
@@ -56,6 +57,7 @@ class RolloutConfig:
     def __post_init__(self) -> None:
         if self.ceiling_episodes < 0 or self.videos < 0:
             raise ConfigError("--ceiling-episodes and --videos count from 0")
+        check_counts(self.workers, self.max_steps)
         if self.first_seed < EVAL_SEED_START:
             raise ConfigError(f"--first-seed {self.first_seed} lies among the demonstrations' seeds: from {EVAL_SEED_START} on")
 
@@ -112,6 +114,14 @@ def run(config: Evaluate) -> JSON:
             f"{demos.path} has {sum(demos.obs_dims.values())} and {demos.action_dim}: pass the data set it was trained on"
         )
     env_id = rollout_env(demos, config.env or env_of(policy_run))
+    without = f"{demos.path} names no environment (pass --env to name one), or --env none was asked for"
+    try:
+        if env_id is not None:
+            look_at(env_id)
+    except SimulationError as error:
+        if config.env is not None:
+            raise
+        env_id, without = None, f"{error}; --env none leaves them out without a try"
     out = config.out or (policy_run.parent if isinstance(policy, LatentPolicy) else policy_run)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -141,7 +151,7 @@ def run(config: Evaluate) -> JSON:
         print(f"  and the tokenizer alone {describe_share(report['reconstruction_error'])}", flush=True)
     laps.end("held_out")
     if env_id is None:
-        print(f"no rollouts: {demos.path} names no environment (pass --env to name one), or --env none was asked for")
+        print(f"no rollouts: {without}")
     else:
         report |= roll_out(config.rollout, env_id, policy, others, demos, out, laps)
     report["seconds"] = {**trained, **laps.seconds}

@@ -9,9 +9,8 @@ import numpy as np
 
 from daps_robot.data.catalog import dataset_name, fetch
 from daps_robot.data.demos import DemoSet, read_demos
-from daps_robot.data.env_args import env_differences
-from daps_robot.data.inspection import ACTIONS, Inspection, inspect
-from daps_robot.errors import RunDirectoryError
+from daps_robot.data.inspection import ACTIONS, HORIZON, Inspection, inspect
+from daps_robot.errors import ConfigError, RunDirectoryError
 from daps_robot.report.data_page import write_data_page
 
 SHOWN = 3
@@ -25,17 +24,23 @@ class InspectData:
         dataset: a name of the catalogue, a robomimic HDF5 file or a LeRobot folder.
         out: the page; by default runs/<data set>/data.html.
         obs_keys: observation keys; by default the low-dimensional ones of the file.
+        horizon: steps of the chunks that are to be trained on.
     """
 
     dataset: str
     out: Path | None = None
     obs_keys: tuple[str, ...] = ()
+    horizon: int = HORIZON
+
+    def __post_init__(self) -> None:
+        if self.horizon < 1:
+            raise ConfigError(f"--horizon {self.horizon}: a chunk has one step or more")
 
 
 def run(config: InspectData) -> Inspection:
     """Print what there is to say, and write the page. NaN and infinity, which training refuses, are reported too."""
     demos = read_demos(fetch(config.dataset), config.obs_keys or None, finite=False)
-    found = inspect(demos)
+    found = inspect(demos, config.horizon)
     print("\n".join(summary(demos, found)))
     path = config.out or Path("runs") / dataset_name(config.dataset) / "data.html"
     try:
@@ -61,8 +66,6 @@ def summary(demos: DemoSet, found: Inspection) -> list[str]:
     for d in found.of(ACTIONS):
         kind = "" if d.kind == "continuous" else f"  {d.kind}"
         lines.append(f"{d.name:12}" + "".join(f"{value:11.4g}" for value in d.figures) + kind)
-    if differences := env_differences(demos.env_args):
-        lines.append(f"! not the environment that is here under that name: {'; '.join(differences)}")
     for finding in found.findings:
         more = f"; and {len(finding.places) - SHOWN} more" if len(finding.places) > SHOWN else ""
         lines.append(f"! {finding.title}{' (training refuses this)' if finding.refused else ''}: {finding.advice}")

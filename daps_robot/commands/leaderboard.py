@@ -10,9 +10,11 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from daps_robot.commands.pieces import results_folder, save_results, start_process
+from daps_robot.commands.distill_policy import fingerprint
+from daps_robot.commands.pieces import readable, results_folder, save_results, start_process
 from daps_robot.commands.policy_pieces import VALIDATIONS
-from daps_robot.commands.policy_run import PIECES, LatencyJob, Learning, PolicyRun, check_policy, environment, run_policy
+from daps_robot.commands.policy_run import PIECES, LatencyJob, Learning, PolicyRun, check_policy, run_policy
+from daps_robot.commands.rollout_env import check_counts, study_env
 from daps_robot.commands.train_action_vae import ChunkTokenizerConfig
 from daps_robot.config import load_json, save_json, to_json
 from daps_robot.data.catalog import dataset_name, fetch
@@ -43,7 +45,7 @@ class Leaderboard:
     """
 
     dataset: str = "lift"
-    policies: tuple[str, ...] = ("daps", "fsq", "vq", "regression", "diffusion", "bc-rnn-gmm")
+    policies: tuple[str, ...] = ("daps", "fsq", "vq", "regression", "diffusion")
     seeds: int = 3
     episodes: int = 100
     last: int = 3
@@ -60,6 +62,7 @@ class Leaderboard:
             raise ConfigError("a leaderboard needs --policies, --seeds from 1 and --episodes from 2 (ceilings: none, or from 2)")
         if not 0 <= self.last <= VALIDATIONS:
             raise ConfigError(f"--last {self.last}: a training has {VALIDATIONS} validations")
+        check_counts(self.workers, self.max_steps)
         if not 0 < self.budget <= 100:
             raise ConfigError(f"--budget {self.budget} is a share of each policy's training steps, above 0")
 
@@ -71,8 +74,8 @@ def run(config: Leaderboard) -> list[Standing]:
         check_policy(name)  # a wrong name costs nothing yet
     path, started = fetch(config.dataset), time.perf_counter()
     demos = read_demos(path)
-    env = environment(config.env, demos.env_id, path)
-    learning = Learning(str(path), demos.sha256, env, budget=config.budget)
+    env = study_env(demos, config.env)
+    learning = Learning(demos.sha256, env, budget=config.budget)
     out = results_folder("leaderboard", config.name or dataset_name(config.dataset))
     rolled = {name: getattr(config, name) for name in ("last", "episodes", "ceiling_episodes", "max_steps", "tokenizer")}
     runs: list[JSON] = []
@@ -80,7 +83,7 @@ def run(config: Leaderboard) -> list[Standing]:
         for i, name in enumerate(names):
             done, minutes = seed * len(names) + i + 1, (time.perf_counter() - started) / 60
             print(f"[{done}/{config.seeds * len(names)}] {name}, seed {seed}  ({minutes:.0f} min so far)", flush=True)
-            runs.append(run_policy(out / f"{name}-{seed}", PolicyRun(name, seed, learning, **rolled), config.workers))
+            runs.append(run_policy(out / f"{name}-{seed}", PolicyRun(name, seed, str(path), learning, **rolled), config.workers))
         ranked = standings(runs, "daps" if "daps" in names else names[0], latencies(out, names, str(path)))
         everything = {"settings": to_json(config), "env": env, "standings": ranked, "runs": runs}
         save_results(out, [row(each) for each in runs], everything)
@@ -92,15 +95,19 @@ def run(config: Leaderboard) -> list[Standing]:
 
 
 def latencies(out: Path, names: list[str], dataset: str) -> dict[str, dict[str, float]]:
-    """Milliseconds of a decision of each policy's first seed; those not in <out>/latency.json yet are measured, in turns."""
+    """Milliseconds of a decision of each policy's first seed: all in turns, and all again where one is new or changed."""
     path = out / "latency.json"
-    known = load_json(path) if path.is_file() else {}
-    missing = {name: str(out / f"{name}-0" / "policy" / "model") for name in names if name not in known}
-    if missing:
-        start_process(f"{PIECES}:latency_piece", out / "latency", LatencyJob(dataset, missing))
-        known |= load_json(out / "latency" / "result.json")
+    models = {name: out / f"{name}-0" / "policy" / "model" for name in names}
+    made = {name: fingerprint(model) for name, model in models.items()}
+    known = readable(path, path) if path.is_file() else {}
+    timed = known.get("fingerprints", {})
+    if any(timed.get(name) != each for name, each in made.items()):
+        job = LatencyJob(dataset, {name: str(model) for name, model in models.items()}, made)
+        start_process(f"{PIECES}:latency_piece", out / "latency", job)
+        known = {"fingerprints": made, "milliseconds": load_json(out / "latency" / "result.json")}
         save_json(known, path)
-    return known
+    found: dict[str, dict[str, float]] = known["milliseconds"]
+    return found
 
 
 def row(run: JSON) -> JSON:

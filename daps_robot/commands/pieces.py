@@ -7,12 +7,17 @@
 from __future__ import annotations
 
 import csv
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from daps_robot.commands.cli import errors_for_a_person
 from daps_robot.config import differences, load_json, save_json
 from daps_robot.errors import ConfigError, DapsRobotError
 from daps_robot.types import JSON
@@ -35,16 +40,49 @@ def start_process(function: str, folder: Path, job: Any, *arguments: str) -> Non
         arguments: what changes no result, such as the number of workers.
 
     Raises:
-        DapsRobotError: the process failed; with the last line that it wrote to its standard error.
+        DapsRobotError: the process failed; it has said why on the standard error that it shares with this one.
+        KeyboardInterrupt: after SIGINT or SIGTERM; the process was given the time to save.
     """
     folder.mkdir(parents=True, exist_ok=True)
     save_json(job, folder / "job.json")
+    code = "import sys; from daps_robot.commands.pieces import work; work(*sys.argv[1:])"
+    with subprocess.Popen([sys.executable, "-c", code, function, str(folder), *arguments]) as child, _ended_with(child):
+        status = child.wait()
+    if status:
+        raise DapsRobotError(
+            f"{folder} failed with exit status {status}, as said above; what is finished is kept.\n"
+            f"The same command goes on from there; delete {folder} to run or train this piece anew"
+        )
+
+
+def work(function: str, *arguments: str) -> None:
+    """What the process of a piece does."""
     module, _, name = function.partition(":")
-    code = f"import sys; from {module} import {name}; {name}(*sys.argv[1:])"
-    ended = subprocess.run([sys.executable, "-c", code, str(folder), *arguments], stderr=subprocess.PIPE, text=True)
-    if ended.returncode:
-        last = ended.stderr.strip().splitlines()[-1:] or [f"exit status {ended.returncode}"]
-        raise DapsRobotError(f"{folder.name}: {last[0]} (in {folder}; what is finished is kept)")
+    with errors_for_a_person():
+        getattr(import_module(module), name)(*arguments)
+
+
+@contextmanager
+def _ended_with(child: subprocess.Popen[bytes]) -> Iterator[None]:
+    """While a process runs, what is to end this one ends that one first, and it may save; a second Ctrl-C does not wait."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, interrupt) if main else None
+    try:
+        yield
+    except KeyboardInterrupt:
+        child.terminate()  # of Ctrl-C in a terminal it knows already: a training takes both for one
+        try:
+            child.wait()
+        except KeyboardInterrupt:
+            child.kill()
+        raise
+    finally:
+        if main:
+            signal.signal(signal.SIGTERM, before)
 
 
 def finished(folder: Path, job: Any) -> bool:
@@ -62,10 +100,32 @@ def finished(folder: Path, job: Any) -> bool:
 
 
 def result_of(function: str, folder: Path, job: Any, *arguments: str) -> JSON:
-    """The result of a piece, run first if it is not there yet; arguments as those of `start_process`."""
+    """The result of a piece, run first if it is not there yet; arguments as those of `start_process`.
+
+    Raises:
+        ConfigError: the result there is of another job, or one of the two is damaged.
+    """
+    if (folder / "result.json").is_file():
+        for name in ("job.json", "result.json"):
+            readable(folder / name, folder)
     if not finished(folder, job):
         start_process(function, folder, job, *arguments)
-    return load_json(folder / "result.json")
+    return readable(folder / "result.json", folder)
+
+
+def readable(path: Path, piece: Path) -> JSON:
+    """The JSON object in a file.
+
+    Raises:
+        ConfigError: it holds none; the message says that `piece` is to be deleted.
+    """
+    try:
+        found = load_json(path)
+    except ConfigError as error:
+        raise ConfigError(f"{error}: delete {piece} to run this piece anew") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path} is damaged: delete {piece} to run this piece anew")
+    return found
 
 
 def save_results(out: Path, results: Sequence[JSON], more: Any = None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from daps_robot.checkpoints import kept_steps
 from daps_robot.commands.cli import keep_freed_memory
 from daps_robot.commands.distill_policy import DistillPolicy
 from daps_robot.commands.distill_policy import run as distill
-from daps_robot.commands.policy_run import LatencyJob, PolicyJob, RolloutJob, TokenizerJob, predicts_codes
+from daps_robot.commands.policy_run import LatencyJob, Learning, PolicyJob, RolloutJob, TokenizerJob, predicts_codes
 from daps_robot.commands.train_action_vae import TrainActionVAE
 from daps_robot.commands.train_action_vae import run as train_tokenizer
 from daps_robot.commands.train_policy import TrainPolicy
@@ -20,12 +21,13 @@ from daps_robot.commands.train_policy import run as train_policy
 from daps_robot.config import from_json, load_json, save_json
 from daps_robot.data.chunks import ChunkDataset
 from daps_robot.data.demos import EVAL_SEED_START, read_demos
+from daps_robot.errors import DataError
 from daps_robot.models.policies import load_policy
 from daps_robot.rollout.ceiling import tokenizer_ceiling
 from daps_robot.rollout.evaluate import evaluate
 from daps_robot.rollout.latency import plan_latency
 from daps_robot.rollout.results import Evaluation
-from daps_robot.rollout.simulation import find_spec, make_env
+from daps_robot.rollout.simulation import EXPERT, find_spec, make_env
 from daps_robot.training.logger import read_rows
 from daps_robot.training.objective import TrainerConfig
 from daps_robot.types import JSON
@@ -37,28 +39,30 @@ SLOTS = 25
 LATENCY_CALLS, LATENCY_ROUNDS = 100, 3
 
 
-def tokenizer_piece(folder: str) -> None:
+def tokenizer_piece(folder: str, dataset: str) -> None:
     """Train a tokenizer, or go on training it."""
     place, job = _begin(folder, TokenizerJob)
     command, learning = TrainActionVAE.default(["--estimator", job.estimator]), job.learning
+    _check_unchanged(dataset, learning)
     settings: Any = command.settings
     if warm := getattr(settings, "warm_start_steps", 0):
         settings = replace(settings, warm_start_steps=round(learning.budget * warm))
     trainer = within(command.trainer, learning.budget, job.seed)
-    command = replace(command, dataset=learning.dataset, env=learning.env, demonstrations=learning.demonstrations)
+    command = replace(command, dataset=dataset, env=learning.env, demonstrations=learning.demonstrations)
     train_tokenizer(replace(command, tokenizer=job.tokenizer, settings=settings, trainer=trainer, **_sitting(place)))
     save_json({"seconds": train_seconds(place)}, place / "result.json")
 
 
-def policy_piece(folder: str) -> None:
+def policy_piece(folder: str, dataset: str) -> None:
     """Train a policy, or go on training it."""
     place, job = _begin(folder, PolicyJob)
     learning = job.learning
-    given: Any = {"dataset": learning.dataset, "demonstrations": learning.demonstrations, "env": learning.env, **_sitting(place)}
+    _check_unchanged(dataset, learning)
+    given: Any = {"dataset": dataset, "demonstrations": learning.demonstrations, "env": learning.env, **_sitting(place)}
 
     def trainer(default: TrainerConfig) -> TrainerConfig:
         scaled = within(default, learning.budget, job.seed)
-        return replace(scaled, eval_every=max(1, scaled.max_steps // VALIDATIONS), keep_last=job.keep_last)
+        return replace(scaled, eval_every=max(1, scaled.max_steps // VALIDATIONS), keep_last=VALIDATIONS if job.keep else 0)
 
     if predicts_codes(job.policy):
         command = DistillPolicy(tokenizer=place.parent / "tokenizer", codes=job.codes)
@@ -141,6 +145,12 @@ def _begin(folder: str, kind: type[Any]) -> tuple[Path, Any]:
     return place, from_json(kind, load_json(place / "job.json"), str(place / "job.json"))
 
 
+def _check_unchanged(dataset: str, learning: Learning) -> None:
+    """Raises DataError where the data set is no longer the one that the study began with."""
+    if read_demos(Path(dataset)).sha256 != learning.sha256:
+        raise DataError(f"{dataset} is not what it was when the study began: start the study again once it stays as it is")
+
+
 def _sitting(place: Path) -> dict[str, Any]:
     """Whether a run begins or goes on. What left no state, such as a table that is fitted in one go, begins again."""
     started = (place / "state.pt").is_file()
@@ -160,8 +170,5 @@ def train_seconds(run: Path) -> float:
 
 def has_expert(env_id: str) -> bool:
     """Whether an environment has what a ceiling needs."""
-    env = make_env(find_spec(env_id), {})
-    try:
-        return all(hasattr(env.unwrapped, name) for name in ("make_expert", "get_state", "set_state"))
-    finally:
-        env.close()
+    with closing(make_env(find_spec(env_id), {})) as env:
+        return all(hasattr(env.unwrapped, name) for name in EXPERT)

@@ -2,11 +2,11 @@
 
     <run>/tokenizer/       of a policy that predicts codes: the run of train_action_vae.py
     <run>/policy/          the run of distill_policy.py or train_policy.py
-    <run>/best/            rollouts of the best validation's model
-    <run>/step-<n>/        of the models of the last validations
-    <run>/ceiling/         of the scripted expert through the tokenizer
+    <run>/best-n100/       100 rollouts of the best validation's model
+    <run>/step-<s>-n100/   of the models of the last validations
+    <run>/ceiling-n50/     of the scripted expert through the tokenizer
 
-A name after them tells apart what shares a tokenizer (policy-most-likely) or a policy (best-e8).
+A name after them tells apart what shares a tokenizer (policy-most-likely) or a policy (best-e8-n100).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from daps_robot.commands.distill_policy import fingerprint
 from daps_robot.commands.pieces import result_of
 from daps_robot.commands.train_action_vae import ChunkTokenizerConfig, TrainActionVAE
 from daps_robot.commands.train_policy import policy_class
@@ -32,14 +33,12 @@ class Learning:
     """What tokenizers and policies of a study learn from, and for how long.
 
     Attributes:
-        dataset: a robomimic HDF5 file.
-        sha256: of the file.
+        sha256: of the data set, wherever it lies.
         env: Gymnasium id of the rollouts.
         demonstrations: of the training split, drawn by the seed; None for all.
         budget: share of the training steps that each has by default.
     """
 
-    dataset: str
     sha256: str
     env: str
     demonstrations: int | None = None
@@ -58,13 +57,19 @@ class TokenizerJob:
 
 @dataclass(frozen=True)
 class PolicyJob:
-    """A policy to train; one that predicts codes is distilled from the tokenizer beside it."""
+    """A policy to train; one that predicts codes is distilled from the tokenizer beside it.
+
+    Attributes:
+        tokenizer: fingerprint of that tokenizer.
+        keep: whether to keep the models of all validations.
+    """
 
     policy: str
     seed: int
     learning: Learning
     codes: CodeSource
-    keep_last: int
+    tokenizer: str | None
+    keep: bool
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,7 @@ class RolloutJob:
 
     Attributes:
         model: the policy's directory, from the folder of the run; None for the expert through the tokenizer.
+        fingerprint: of that model, or of the tokenizer.
         env: Gymnasium id.
         episodes: on the start states EVAL_SEED_START + i.
         max_steps: control steps of an episode; None for the environment's own limit.
@@ -80,6 +86,7 @@ class RolloutJob:
     """
 
     model: str | None
+    fingerprint: str
     env: str
     episodes: int
     max_steps: int | None
@@ -88,10 +95,11 @@ class RolloutJob:
 
 @dataclass(frozen=True)
 class LatencyJob:
-    """Saved policies to be timed in turns: name → directory."""
+    """Saved policies to be timed in turns: name → directory, and name → fingerprint."""
 
     dataset: str
     models: dict[str, str]
+    fingerprints: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -101,10 +109,11 @@ class PolicyRun:
     Attributes:
         policy: an estimator of codes, whose tokenizer is trained first, or a policy without tokenizer.
         seed: of both trainings.
+        dataset: where the data set lies.
         learning: what from, for how long, and where it is rolled out.
         tokenizer: its networks.
         codes: that the policy learns from.
-        last: models of the last validations to be rolled out beside the best.
+        last: models of the last validations to be rolled out beside the best; None where none need be kept.
         episodes: of each.
         ceiling_episodes: of the scripted expert through the tokenizer.
         max_steps: see `RolloutJob`.
@@ -113,10 +122,11 @@ class PolicyRun:
 
     policy: str
     seed: int
+    dataset: str
     learning: Learning
     tokenizer: ChunkTokenizerConfig = field(default_factory=ChunkTokenizerConfig)
     codes: CodeSource = "sampled"
-    last: int = 0
+    last: int | None = None
     episodes: int = 100
     ceiling_episodes: int = 0
     max_steps: int | None = None
@@ -149,20 +159,23 @@ def check_policy(name: str) -> None:
 def run_policy(folder: Path, run: PolicyRun, workers: int | None) -> JSON:
     """What all pieces of a run found; those that are not there yet are run."""
     learning, seed = run.learning, run.seed
-    seconds = {}
+    seconds, tokenizer_made = {}, None
     if predicts_codes(run.policy):
-        tokenizer = piece("tokenizer_piece", folder / "tokenizer", TokenizerJob(run.policy, seed, learning, run.tokenizer))
-        seconds["tokenizer"] = tokenizer["seconds"]
+        job = TokenizerJob(run.policy, seed, learning, run.tokenizer)
+        seconds["tokenizer"] = piece("tokenizer_piece", folder / "tokenizer", job, run.dataset)["seconds"]
+        tokenizer_made = fingerprint(folder / "tokenizer" / "model")
     source = "" if run.codes == "sampled" else f"-{run.codes}"
     place = f"policy{source}"
-    policy = piece("policy_piece", folder / place, PolicyJob(run.policy, seed, learning, run.codes, run.last))
+    to_train = PolicyJob(run.policy, seed, learning, run.codes, tokenizer_made, run.last is not None)
+    policy = piece("policy_piece", folder / place, to_train, run.dataset)
     seconds["policy"] = policy["seconds"]
     execute = run.execute or policy["execute"]
     executed = f"-e{run.execute}" if run.execute else ""
 
     def roll_out(name: str, model: str) -> JSON:
-        job = RolloutJob(f"{place}/{model}", learning.env, run.episodes, run.max_steps, execute)
-        return piece("rollout_piece", folder / f"{name}{source}{executed}", job, str(workers))
+        made = fingerprint(folder / place / model)
+        job = RolloutJob(f"{place}/{model}", made, learning.env, run.episodes, run.max_steps, execute)
+        return piece("rollout_piece", folder / f"{name}{source}{executed}-n{run.episodes}", job, str(workers))
 
     result: JSON = {
         "policy": run.policy,
@@ -171,26 +184,20 @@ def run_policy(folder: Path, run: PolicyRun, workers: int | None) -> JSON:
         "execute": execute,
         "seconds": seconds,
         "best": roll_out("best", "model"),
-        "last": {step: roll_out(f"step-{step}", f"checkpoints/{step}") for step in policy["kept"]},
+        "last": {
+            step: roll_out(f"step-{step}", f"checkpoints/{step}")
+            for step in policy["kept"][len(policy["kept"]) - (run.last or 0) :]
+        },
         "ceiling": None,
     }
     if policy["bits"] is not None and run.ceiling_episodes:
-        job = RolloutJob(None, learning.env, run.ceiling_episodes, run.max_steps, execute)
+        assert tokenizer_made is not None
+        ceiling = RolloutJob(None, tokenizer_made, learning.env, run.ceiling_episodes, run.max_steps, execute)
         # whichever policy the tokenizer is read from: it is the same
-        result["ceiling"] = piece("ceiling_piece", folder / f"ceiling{executed}", job, str(workers), f"{place}/model")
+        played = folder / f"ceiling{executed}-n{run.ceiling_episodes}"
+        result["ceiling"] = piece("ceiling_piece", played, ceiling, str(workers), f"{place}/model")
     return result
 
 
 def piece(function: str, folder: Path, job: Any, *arguments: str) -> JSON:
     return result_of(f"{PIECES}:{function}", folder, job, *arguments)
-
-
-def environment(asked: str | None, named: str | None, path: Path) -> str:
-    """The Gymnasium id to roll out in: the one that was asked for, else the one that the data set names.
-
-    Raises:
-        ConfigError: there is neither.
-    """
-    if asked is None and named is None:
-        raise ConfigError(f"{path} names no environment to roll out in: pass --env")
-    return asked or str(named)

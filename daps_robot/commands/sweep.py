@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from daps_robot.commands.pieces import results_folder, save_results
-from daps_robot.commands.policy_run import Learning, PolicyRun, check_policy, environment, predicts_codes, run_policy
+from daps_robot.commands.policy_run import Learning, PolicyRun, check_policy, predicts_codes, run_policy
+from daps_robot.commands.rollout_env import check_counts, study_env
 from daps_robot.commands.train_action_vae import ChunkTokenizerConfig
 from daps_robot.config import to_json
 from daps_robot.data.catalog import dataset_name, fetch
@@ -72,6 +73,7 @@ class Sweep:
     def __post_init__(self) -> None:
         if not self.policies or not self.codes or self.seeds < 1 or self.episodes < 2 or self.ceiling_episodes == 1:
             raise ConfigError("a sweep needs --policies, --codes, --seeds from 1, --episodes from 2 (ceilings: none, or from 2)")
+        check_counts(self.workers, self.max_steps)
         if not 0 < self.budget <= 100:
             raise ConfigError(f"--budget {self.budget} is a share of each policy's training steps, above 0")
 
@@ -86,12 +88,12 @@ def run(config: Sweep) -> list[Line]:
     path, started = fetch(config.dataset), time.perf_counter()
     demos = read_demos(path)
     check(config, len(demos.train))
-    env = environment(config.env, demos.env_id, path)
+    env = study_env(demos, config.env)
     out = results_folder("sweep", config.name or f"{dataset_name(config.dataset)}-{config.vary}")
-    learning = Learning(str(path), demos.sha256, env, budget=config.budget)
+    learning = Learning(demos.sha256, env, budget=config.budget)
     results: list[JSON] = []
     for seed in range(config.seeds):
-        for folder, value, planned in plans(config, learning, seed):
+        for folder, value, planned in plans(config, str(path), learning, seed):
             minutes = (time.perf_counter() - started) / 60
             line = label(config, planned)
             print(f"{line}, {config.vary} {value}, seed {seed}  ({minutes:.0f} min so far)", flush=True)
@@ -126,7 +128,7 @@ def tokenizer_with(config: Sweep, value: int) -> ChunkTokenizerConfig:
     return replace(config.tokenizer, **varied)
 
 
-def plans(config: Sweep, learning: Learning, seed: int) -> Iterator[tuple[Path, int, PolicyRun]]:
+def plans(config: Sweep, dataset: str, learning: Learning, seed: int) -> Iterator[tuple[Path, int, PolicyRun]]:
     """The runs of a seed, each with the name of its folder and the value that it stands at."""
     for name in dict.fromkeys(config.policies):
         for value in config.all_values:
@@ -134,6 +136,7 @@ def plans(config: Sweep, learning: Learning, seed: int) -> Iterator[tuple[Path, 
             planned = PolicyRun(
                 name,
                 seed,
+                dataset,
                 fewer,
                 tokenizer_with(config, value),
                 episodes=config.episodes,

@@ -12,11 +12,11 @@ import torch
 
 from daps_robot import parallel
 from daps_robot.commands.cli import given
+from daps_robot.commands.rollout_env import check_rollout_env
 from daps_robot.config import save_json
 from daps_robot.data.catalog import dataset_name, fetch
 from daps_robot.data.chunks import ChunkDataset
 from daps_robot.data.demos import DemoSet, read_demos
-from daps_robot.data.env_args import env_differences, named_env
 from daps_robot.data.normalize import Scaler, near_binary
 from daps_robot.errors import ConfigError, DataError
 from daps_robot.estimators import ESTIMATORS, DAPSConfig, Estimator, EstimatorConfig
@@ -115,7 +115,7 @@ def run(config: TrainActionVAE) -> dict[str, float]:
     path = fetch(config.dataset)
     fetched = time.perf_counter()
     demos = read_demos(path, config.obs_keys or None).fewer(config.demonstrations, config.trainer.seed)
-    rollout_env(demos, config.env)
+    check_rollout_env(demos, config.env, demos.obs_keys if config.tokenizer.condition_decoder else ())
     out = config.out or Path("runs") / dataset_name(config.dataset) / "tokenizer"
     train, valid = split(demos, config.tokenizer.horizon)
     torch.manual_seed(config.trainer.seed)
@@ -145,21 +145,6 @@ def run(config: TrainActionVAE) -> dict[str, float]:
         print(f"codes in effective use: {metrics['perplexity']:.0f} a position")
     print(f"tokenizer in {out}")
     return metrics
-
-
-def rollout_env(demos: DemoSet, env: str | None) -> str | None:
-    """The Gymnasium id to roll out in: the given one, else what the data set names; None for "none", or where it names none.
-
-    Raises:
-        ConfigError: the data set names one of our environments, and was recorded in another set-up of it.
-    """
-    if env is None and (differences := env_differences(demos.env_args)):
-        named = named_env(demos.env_args)
-        raise ConfigError(
-            f"{demos.path} was recorded in another set-up than {named} has here ({'; '.join(differences[:3])}), so rollouts\n"
-            f"would say little of it. Pass --env none to do with the held-out error, or --env {named} to roll out all the same."
-        )
-    return demos.env_id if env is None else None if env == "none" else env
 
 
 def split(demos: DemoSet, horizon: int, history: int = 1) -> tuple[ChunkDataset, ChunkDataset]:

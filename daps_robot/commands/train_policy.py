@@ -11,14 +11,19 @@ import torch
 
 from daps_robot import parallel
 from daps_robot.commands.cli import given
-from daps_robot.commands.train_action_vae import rollout_env, split
+from daps_robot.commands.rollout_env import check_rollout_env
+from daps_robot.commands.train_action_vae import split
 from daps_robot.config import save_json
 from daps_robot.data.catalog import dataset_name, fetch
 from daps_robot.data.demos import read_demos
 from daps_robot.errors import ConfigError
+from daps_robot.estimators import ESTIMATORS
+from daps_robot.estimators.fitted import FITTED
 from daps_robot.models.imitation import ImitationPolicy, PolicySettings
 from daps_robot.models.policies import POLICIES
+from daps_robot.models.policy import LatentPolicy
 from daps_robot.models.regression import RegressionSettings
+from daps_robot.registry import unknown_name
 from daps_robot.training.imitation import ImitationObjective, action_scale
 from daps_robot.training.objective import TrainerConfig
 from daps_robot.training.optimizer import OptimizerConfig
@@ -81,9 +86,15 @@ def policy_class(name: str) -> type[ImitationPolicy]:
     Raises:
         ConfigError: there is none, or it is not trained by this command.
     """
-    found = POLICIES[name]
-    if not issubclass(found, ImitationPolicy):
-        raise ConfigError(f"a {name} that predicts codes is distilled from a tokenizer: scripts/distill_policy.py")
+    if name in [*ESTIMATORS, *FITTED, LatentPolicy.kind]:
+        estimator = "" if name == LatentPolicy.kind else f" --estimator {name}"
+        raise ConfigError(
+            f"a {name} that predicts codes is distilled from a tokenizer: scripts/train_action_vae.py{estimator}, "
+            "then scripts/distill_policy.py"
+        )
+    if name not in POLICIES:
+        raise unknown_name("policy", name, [each for each in POLICIES if each != LatentPolicy.kind])
+    found: type[ImitationPolicy] = POLICIES[name]
     return found
 
 
@@ -94,7 +105,7 @@ def run(config: TrainPolicy) -> dict[str, float]:
     path = fetch(config.dataset)
     started = time.perf_counter()
     demos = read_demos(path, config.obs_keys or None).fewer(config.demonstrations, config.trainer.seed)
-    rollout_env(demos, config.env)
+    check_rollout_env(demos, config.env, demos.obs_keys)
     out = config.out or Path("runs") / dataset_name(config.dataset) / config.policy
     train, valid = split(demos, config.settings.horizon, config.settings.history)
     torch.manual_seed(config.trainer.seed)

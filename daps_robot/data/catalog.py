@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from daps_robot.data.lerobot_info import is_lerobot
-from daps_robot.errors import DataError
+from daps_robot.errors import ConfigError, DataError
 from daps_robot.registry import Registry
 
 
@@ -72,11 +72,16 @@ def fetch(dataset: str) -> Path:
     """The file or folder of a data set, generated or downloaded where it is not there yet.
 
     Raises:
-        ConfigError: an unknown name (with the nearest one).
+        ConfigError: an unknown name (with the nearest one), or one that a folder of the user's has too.
         DataError: it could not be generated or downloaded here.
     """
     found = locate(dataset)
     if found is not None:
+        if os.sep not in dataset and dataset in DATASETS and found.is_dir():
+            raise ConfigError(
+                f"{dataset} is a data set of the catalogue, and {found} a LeRobot folder: "
+                f"pass --dataset {found.absolute()} for the folder, or rename it"
+            )
         return found
     entry = DATASETS[dataset]
     path = Path("data") / f"{dataset}.hdf5"

@@ -22,6 +22,7 @@ import h5py
 import numpy as np
 from jaxtyping import Float, Int
 
+from daps_robot.data.files import shown
 from daps_robot.data.hdf5 import short
 from daps_robot.errors import DataError
 
@@ -84,7 +85,7 @@ class DemoWriter:
             note = self.folder / "settings.json"
             if not note.exists():
                 _put(note, lambda temporary: temporary.write_text(text))
-            elif (before := note.read_text()) != text:
+            elif (before := note.read_text(errors="replace")) != text:
                 raise DataError(
                     f"{self.folder} holds an interrupted collection with other settings ({_difference(before, settings)}).\n"
                     "Use those settings to go on with it, or delete the folder to start anew."
@@ -111,8 +112,10 @@ class DemoWriter:
 
     def attempts(self) -> dict[int, bool]:
         """Attempts that are done: number -> whether it succeeded."""
-        done = {int(file.stem): True for file in self.folder.glob("*.hdf5")}
-        return done | {int(file.stem): False for file in self.folder.glob("*.failed")}
+        kept = [*self.folder.glob("*.hdf5"), *self.folder.glob("*.failed")]
+        if stray := [file for file in kept if not (file.stem.isdecimal() and file.stem.isascii())]:
+            raise DataError(f"{shown(stray[0])} is no attempt of this collection; move it away, or delete {self.folder}.")
+        return {int(file.stem): file.suffix == ".hdf5" for file in kept}
 
     def add(self, attempt: int, episode: Episode | None) -> None:
         """Keeps a successful episode; None notes that the attempt failed.
@@ -144,6 +147,8 @@ class DemoWriter:
         if len(shards) < demos:
             raise DataError(f"{self.folder} holds {len(shards)} demonstrations, fewer than the {demos} asked for.")
         names = [f"demo_{i}" for i in range(demos)]
+        for shard in shards:
+            _check_shard(shard, self.folder)
         with self._writing():
             _put(self.path, lambda temporary: _assemble(temporary, shards, names, valid_fraction, env_args, self._settings))
             shutil.rmtree(self.folder)
@@ -189,9 +194,19 @@ def write_demos(path: Path, demos: Sequence[Demo], valid_fraction: float, env_ar
                 group.attrs["num_samples"] = len(demo)
             _describe(file, names, valid_fraction, env_args)
 
+    put_whole(path, write)
+
+
+def put_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Puts a file there, in a folder that is made if need be, by a function that writes it elsewhere.
+
+    Raises:
+        DataError: it cannot be written.
+    """
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         _put(path, write)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:  # h5py raises both where the disk is full
         raise DataError(f"{path} cannot be written ({short(error)}); free some space, or choose another place.") from error
 
 
@@ -221,6 +236,17 @@ def _write_shard(path: Path, episode: Episode) -> None:
         demo.attrs["num_samples"] = len(episode.actions)
         demo.attrs["seed"] = episode.seed
         demo.attrs["model_file"] = episode.model_file
+
+
+def _check_shard(shard: Path, folder: Path) -> None:
+    """Raises DataError for a file that holds no attempt, as after a failure of the disk."""
+    try:
+        with h5py.File(shard, "r") as file:
+            int(file["demo"].attrs["num_samples"])
+    except (OSError, RuntimeError, LookupError, ValueError, TypeError) as error:
+        raise DataError(
+            f"{shard} is damaged ({short(error)}); delete it to collect it again, or {folder} to start anew."
+        ) from error
 
 
 def _assemble(path: Path, shards: list[Path], names: list[str], valid_fraction: float, env_args: JSON, settings: JSON) -> None:
@@ -254,7 +280,9 @@ def _difference(before: str, settings: JSON) -> str:
     """What an interrupted collection had set differently."""
     try:
         old = json.loads(before)
-    except ValueError:
+    except (ValueError, RecursionError):
+        old = None
+    if not isinstance(old, dict):
         return "its settings.json is damaged"
     changed = [key for key in sorted({*old, *settings}) if old.get(key) != settings.get(key)]
     return "; ".join(f"{key}: {old.get(key)} then, {settings.get(key)} now" for key in changed)

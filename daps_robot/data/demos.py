@@ -3,7 +3,7 @@
     data                      attributes env_args (JSON), total, collection (JSON, of files that our experts made)
     data/demo_0               attributes num_samples, model_file (XML), seed
     data/demo_0/actions       (t a)
-    data/demo_0/obs/<key>     (t o_key) what was seen before each action
+    data/demo_0/obs/<key>     (t o_key) what was seen before each action; (t) is read as (t 1)
     data/demo_0/next_obs/…    (t o_key) what was seen after it
     data/demo_0/states        (t s) flattened MuJoCo states before each action
     data/demo_0/rewards, dones  (t)
@@ -27,7 +27,7 @@ import numpy as np
 
 from daps_robot.data.demo_checks import asked_keys, check_bytes, check_finite, natural, split_names
 from daps_robot.data.env_args import env_differences, named_env, rate_of
-from daps_robot.data.hdf5 import damage_named, members, open_file, refuse_link, short, subgroup, suggest
+from daps_robot.data.hdf5 import check_printable, damage_named, listing, members, open_file, refuse_link, short, subgroup, suggest
 from daps_robot.data.lerobot_info import is_lerobot
 from daps_robot.errors import DataError
 from daps_robot.types import JSON, Demo
@@ -144,6 +144,7 @@ def read_hdf5(path: Path, obs_keys: Sequence[str] | None, finite: bool = True) -
         if not names:
             raise DataError(f"{path}: the group 'data' holds no demonstration (groups data/demo_0, data/demo_1, …).")
         for name in names:
+            check_printable(path, name)
             refuse_link(path, data, name, f"data/{name}")
         reader = _DemoReader(path, data, names, obs_keys, finite)
         reader.check_sizes()
@@ -152,6 +153,9 @@ def read_hdf5(path: Path, obs_keys: Sequence[str] | None, finite: bool = True) -
         mask = subgroup(path, file, "mask", "masks are lists of names.") if "mask" in file else {}
         train, valid = split_names(path, names, *(_read_mask(path, mask, split, names) for split in ("train", "valid")))
         env_args = _read_env_args(path, data)
+    if reader.left_out and obs_keys is None:
+        read = f"observations read: {', '.join(reader.obs_keys)}"
+        print(f"{path}: {listing(f'{read}; left out', reader.left_out)}", flush=True)
     env_id = None if env_differences(env_args) else named_env(env_args)
     return DemoSet(path, demos, train, valid, reader.obs_keys, env_args, file_sha256(path), env_id)
 
@@ -167,12 +171,14 @@ class _DemoReader:
 
     def __init__(self, path: Path, data: h5py.Group, names: Sequence[str], obs_keys: Sequence[str] | None, finite: bool) -> None:
         self.path, self.data, self.names, self.finite = path, data, names, finite
-        self.obs_keys = self._resolve_keys(obs_keys)
+        obs = subgroup(path, data[names[0]], "obs", f"{names[0]} has no observations.", where=f"data/{names[0]}/obs")
+        for key in obs:
+            check_printable(path, key)
+        self.obs_keys = self._resolve_keys(obs, obs_keys)
+        self.left_out = sorted(set(obs) - set(self.obs_keys))
 
-    def _resolve_keys(self, wanted: Sequence[str] | None) -> tuple[str, ...]:
-        """The observation keys to read, by the first demonstration (`read` finds out where another lacks one)."""
-        first = self.names[0]
-        obs = subgroup(self.path, self.data[first], "obs", f"{first} has no observations.", where=f"data/{first}/obs")
+    def _resolve_keys(self, obs: h5py.Group, wanted: Sequence[str] | None) -> tuple[str, ...]:
+        """The observation keys to read, by the first demonstration's (`read` finds out where another lacks one)."""
         if wanted is not None:
             return asked_keys(self.path, wanted, sorted(obs))
         if all(key in obs for key in ROBOMIMIC_KEYS):
@@ -180,7 +186,7 @@ class _DemoReader:
         keys = tuple(sorted(key for key in obs if _is_rows_of_numbers(obs, key)))
         if not keys:
             raise DataError(
-                f"{self.path}: {first}: no observation key holds one row of numbers per step; "
+                f"{self.path}: {self.names[0]}: no observation key holds one row of numbers per step; "
                 f"the keys are {', '.join(sorted(obs)) or 'none'}."
             )
         return keys
@@ -216,13 +222,13 @@ class _DemoReader:
         what = f"{self.path}: {name}: '{where}'"
         if dataset.dtype.kind not in "fiub":
             raise DataError(f"{what} holds {dataset.dtype} instead of numbers; choose other keys, or convert it.")
-        if dataset.ndim != 2 or dataset.shape[1] == 0:
+        if dataset.ndim not in ((1, 2) if where.startswith("obs/") else (2,)) or 0 in dataset.shape[1:]:
             raise DataError(f"{what} has shape {dataset.shape}; one row of numbers per step, (t, d), is needed.")
         if steps is not None and len(dataset) != steps:
             raise DataError(f"{what} has {len(dataset)} steps, but 'actions' has {steps}; they must be as long.")
         try:
             with np.errstate(over="ignore"):
-                values = dataset[()].astype(dtype)
+                values = dataset[()].astype(dtype).reshape(len(dataset), *(dataset.shape[1:] or (1,)))
         except (OSError, RuntimeError, ValueError) as error:
             raise DataError(f"{what} cannot be read ({short(error)}); the file is damaged, copy it again.") from error
         if self.finite:
@@ -255,7 +261,7 @@ def _is_rows_of_numbers(obs: h5py.Group, key: str) -> bool:
     if not isinstance(obs.get(key, getlink=True), h5py.HardLink):
         return False
     value = obs[key]
-    return isinstance(value, h5py.Dataset) and value.ndim == 2 and value.dtype.kind in "fiub" and value.shape[1] > 0
+    return isinstance(value, h5py.Dataset) and value.ndim in (1, 2) and value.dtype.kind in "fiub" and 0 not in value.shape[1:]
 
 
 def _check_same_shapes(path: Path, demos: Sequence[Demo], obs_keys: Sequence[str]) -> None:
@@ -283,6 +289,7 @@ def _read_mask(path: Path, mask: Any, split: str, names: Sequence[str]) -> tuple
         raise DataError(f"{path}: '{where}' is not a list of names such as demo_0.")
     if len(dataset) > len(names):
         raise DataError(f"{path}: '{where}' lists {len(dataset)} demonstrations, but the file has {len(names)}.")
+    check_bytes(path, dataset.nbytes, path.stat().st_size)
     listed = [name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in dataset[()]]
     if absent := sorted(set(listed) - set(names), key=natural):
         raise DataError(f"{path}: '{where}' names {absent[0]}, which is not in the file. {suggest(absent[0], names)}")

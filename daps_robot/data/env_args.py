@@ -104,6 +104,7 @@ def _differs(name: str, found: JSON, ours: Any) -> bool:
 
 def _instead(name: str, found: object, ours: object) -> str:
     text = " ".join(str(_single(found)).split())
+    text = text if text.isprintable() else repr(text)
     return f"{name} {text if len(text) <= 60 else text[:57] + '...'} instead of {ours}"
 
 

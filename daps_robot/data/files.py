@@ -15,6 +15,11 @@ def shown(name: object) -> str:
     return text if text.isprintable() else repr(text)
 
 
+def spelt(text: str) -> str:
+    """A message of several lines, with escape sequences spelt out: what it quotes may come from a file."""
+    return "".join(each if each.isprintable() or each == "\n" else repr(each)[1:-1] for each in text)
+
+
 @contextmanager
 def unreadable_named() -> Iterator[None]:
     """Turns an OSError, such as `Path.is_file` raises below a folder without permission, into an error for a person."""

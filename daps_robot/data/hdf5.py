@@ -61,6 +61,12 @@ def refuse_link(path: Path, group: h5py.Group, name: str, where: str) -> None:
         raise DataError(f"{path}: '{where}' is a link to {target}; links are not followed, copy the data into the file.")
 
 
+def check_printable(path: Path, name: str) -> None:
+    """Refuses a name that a terminal would take for a command, or that would break a line."""
+    if not name.isprintable():
+        raise DataError(f"{path}: the name {name[:100]!r} in it cannot be printed; rename it.")
+
+
 def members(group: h5py.Group, prefix: str = "") -> list[str]:
     """Names of what a group holds, sorted."""
     return sorted(prefix + name for name in group)

@@ -12,12 +12,14 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from daps_robot.data.demos import DemoSet
+from daps_robot.data.env_args import env_differences, named_env
 from daps_robot.data.normalize import near_binary
+from daps_robot.errors import DataError
 from daps_robot.types import Demo
 
 ACTIONS = "actions"
-SHORT = 16
-"""Steps of a chunk by default: a shorter demonstration cannot be trained on."""
+HORIZON = 16
+"""Steps of a chunk by default."""
 STUCK = 5
 """Steps in a row with exactly the same observations that are worth a look."""
 FAR = 10.0
@@ -105,13 +107,14 @@ class Inspection:
         return tuple(d for d in self.dimensions if d.key == key)
 
 
-def inspect(demos: DemoSet) -> Inspection:
-    """Of demonstrations that were read with `finite=False`."""
+def inspect(demos: DemoSet, horizon: int = HORIZON) -> Inspection:
+    """Of demonstrations that were read with `finite=False`, to be cut into chunks of so many steps."""
     keys = (ACTIONS, *demos.obs_keys)
     dimensions = tuple(d for key in keys for d in _dimensions(key, np.concatenate([rows(demo, key) for demo in demos.demos])))
     findings = [
         *_not_finite(demos, keys),
-        *_short(demos),
+        *_unfit(demos),
+        *_short(demos, horizon),
         *_same(demos),
         *_stuck(demos),
         *_outliers(demos, dimensions),
@@ -156,9 +159,25 @@ def _not_finite(demos: DemoSet, keys: Sequence[str]) -> Iterator[Finding]:
     yield from _listed("NaN or infinity", places, "Remove or repair these demonstrations.", refused=True)
 
 
-def _short(demos: DemoSet) -> Iterator[Finding]:
-    places = [(-len(demo), f"{demo.name}: {len(demo)} steps") for demo in demos.demos if len(demo) < SHORT]
-    advice = f"Take chunks of so few steps (--horizon, {SHORT} by default), or leave these demonstrations out."
+def _unfit(demos: DemoSet) -> Iterator[Finding]:
+    """What is wrong with the data set as a whole."""
+    if not demos.valid:
+        advice = "Training needs two demonstrations or more, or some named in mask/valid."
+        yield Finding("No demonstration is held out", (f"{len(demos)} in all, {len(demos.train)} to train on",), advice, True)
+    try:
+        _ = demos.action_units
+    except DataError as error:
+        yield Finding("Units that are not those of the actions", (str(error),), "Correct env_args, or leave them out.", True)
+    if differences := env_differences(demos.env_args):
+        named = named_env(demos.env_args)
+        advice = f"Train with --env none to do with the held-out error, or with --env {named} to roll out all the same."
+        yield Finding(f"Recorded in another set-up than {named} has here", tuple(differences), advice, True)
+
+
+def _short(demos: DemoSet, horizon: int) -> Iterator[Finding]:
+    """A demonstration that is shorter than a chunk cannot be trained on."""
+    places = [(-len(demo), f"{demo.name}: {len(demo)} steps") for demo in demos.demos if len(demo) < horizon]
+    advice = f"Take chunks of so few steps (--horizon, here {horizon}), or leave these demonstrations out."
     yield from _listed("Shorter than a chunk", places, advice, refused=True)
 
 
@@ -222,6 +241,8 @@ def _jumps(demos: DemoSet, dimensions: Sequence[Dimension]) -> Iterator[Finding]
         changes = [
             np.nan_to_num(np.abs(np.diff(demo.actions[:, d.index].astype(np.float64))), posinf=0.0) for demo in demos.demos
         ]
+        if not any(map(len, changes)):
+            return
         usual = float(np.quantile(np.concatenate(changes), 0.99))
         if usual > 0 and (total := sum(int((change > LEAP * usual).sum()) for change in changes)):
             worst = max(range(len(changes)), key=lambda i: changes[i].max(initial=0.0))

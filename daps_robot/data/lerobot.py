@@ -105,6 +105,8 @@ def _read_episodes(parquet: Any, info: Info, files: Sequence[Path]) -> _Episodes
     wrong = np.flatnonzero(number[order] != np.arange(len(order)))
     if len(wrong):
         raise DataError(f"{info.path}: meta/episodes: episode {wrong[0]} is missing, or another is there twice.")
+    if not len(order):
+        raise DataError(f"{info.path}: meta/episodes has no episode in it; copy or download the folder again.")
     if len(order) != info.episodes:
         raise DataError(
             f"{info.path}: meta/info.json says {info.episodes} episodes, but meta/episodes has {len(order)}; copy it again."

@@ -16,6 +16,7 @@ from daps_robot.errors import DataError
 ACTION = "action"
 _NUMBERS = ("float16", "float32", "float64", "bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)))
 _MAX_BYTES = 4 * 2**20
+_MAX_PATH, _MAX_PART = 1000, 200
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,8 @@ def _checked_template(file: Path, template: object) -> str:
     )
     path = PurePosixPath(str(template))
     inside = not path.is_absolute() and ".." not in path.parts and "\\" not in str(template) and str(template).isprintable()
-    if sorted(names) != ["chunk_index", "file_index"] or not fields or not inside:
+    short_enough = len(str(template)) <= _MAX_PATH and all(len(part) <= _MAX_PART for part in path.parts)
+    if sorted(names) != ["chunk_index", "file_index"] or not fields or not inside or not short_enough:
         raise DataError(
             f"{file}: data_path is {_shown(template)}; a path inside the folder is needed, such as "
             "'data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet'."

@@ -20,6 +20,9 @@ from daps_robot.errors import SimulationError
 SUCCESS_KEYS = ("success", "is_success")
 """Where an environment's `info` says that its task is done: the first that is there counts."""
 
+EXPERT = ("make_expert", "get_state", "set_state")
+"""What an environment needs for its scripted expert to look ahead."""
+
 
 @dataclass(frozen=True)
 class Layout:

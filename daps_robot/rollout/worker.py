@@ -21,7 +21,7 @@ from gymnasium.envs.registration import EnvSpec
 from jaxtyping import Bool, Float, Int
 
 from daps_robot.errors import SimulationError
-from daps_robot.rollout.simulation import Layout, as_dict, flatten, layout_of, make_env, score_of, succeeded
+from daps_robot.rollout.simulation import EXPERT, Layout, as_dict, flatten, layout_of, make_env, score_of, succeeded
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,7 @@ class SlotGroups:
             raise SimulationError(
                 f"{task.spec.id} does not observe {', '.join(unknown)}, which the policy needs; it observes {', '.join(known)}"
             )
-        needed = ("make_expert", "get_state", "set_state") if task.needs_expert else ()
+        needed = EXPERT if task.needs_expert else ()
         missing = [name for name in needed if not hasattr(first.unwrapped, name)]
         if missing:
             raise SimulationError(f"{task.spec.id} cannot look ahead with a scripted expert: it lacks {', '.join(missing)}")

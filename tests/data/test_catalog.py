@@ -47,6 +47,14 @@ def test_a_name_is_looked_for_in_the_data_folders(place, monkeypatch):
     assert locate("pushing").samefile(place / "elsewhere" / "pushing.hdf5")
 
 
+@pytest.mark.parametrize("where", [".", "data"])
+def test_a_folder_does_not_shadow_the_catalogue(place, where):
+    folder = lerobot(place / where / "pusht")
+    with pytest.raises(ConfigError, match=rf"pusht is a data set of the catalogue.*--dataset {folder.resolve()} for the folder"):
+        fetch("pusht")
+    assert fetch(str(folder)) == folder
+
+
 def test_robomimics_sets_are_in_the_catalogue(place, monkeypatch, capsys):
     names = {"lift-ph", "can-ph", "can-mh", "square-ph", "square-mh"}
     if not names & set(DATASETS):

@@ -129,6 +129,22 @@ def test_other_keys_are_read_sorted_where_robomimics_are_missing(path):
     assert read_demos(path, ["state"]).obs_keys == ("state",)
 
 
+def test_a_number_a_step_is_an_observation_and_what_is_left_out_is_said(tmp_path, capsys):
+    path = tmp_path / "own.hdf5"
+    with h5py.File(path, "w") as file:
+        for i in range(2):
+            demo = file.create_group(f"data/demo_{i}")
+            demo["actions"] = np.zeros((5, 2))
+            demo["obs/force"] = np.arange(5.0)
+            demo["obs/camera"] = np.zeros((5, 4, 4, 3), np.uint8)
+    demos = read_demos(path)
+    assert demos.obs_dims == {"force": 1}
+    assert np.array_equal(demos.demos[1].obs["force"], np.arange(5.0)[:, None])
+    assert "observations read: force; left out: camera." in capsys.readouterr().out
+    read_demos(path, ["force"])
+    assert capsys.readouterr().out == ""
+
+
 def test_units_of_the_actions_are_read_where_the_file_names_them(path):
     def name(units):
         edit(path, lambda file: file["data"].attrs.__setitem__("env_args", json.dumps({"action_units": units})))
@@ -188,6 +204,14 @@ def declared(where, shape, **arguments):
     def change(file):
         del file[where]
         file.create_dataset(where, shape, np.float32, **arguments)
+
+    return change
+
+
+def declared_mask(where, names, dtype):
+    def change(file):
+        del file[where]
+        file.create_dataset(where, (names,), dtype, chunks=(1,), compression="gzip")
 
     return change
 
@@ -262,6 +286,15 @@ BAD_FILES = {
     "demo twice": (replaced("mask/train", np.array(["demo_1", "demo_1"], "S")), "twice"),
     "nothing to train on": (replaced("mask/train", np.array([], "S4")), "mask/train names no"),
     "mask of numbers": (replaced("mask/train", np.arange(3)), "mask/train.*list of names"),
+    "a mask of endless names": (declared_mask("mask/train", 10, "S100000000"), "MiB in a file of"),
+    "a name that clears the screen": (
+        lambda file: file.move("data/demo_3", "data/\x1b[2J"),
+        r"'\\x1b\[2J' in it cannot be printed",
+    ),
+    "a key that clears the screen": (
+        lambda file: file["data/demo_0/obs"].__setitem__("\x1b[2J", np.zeros((12, 1))),
+        r"'\\x1b\[2J' in it cannot be printed",
+    ),
     "env_args no JSON": (lambda file: file["data"].attrs.__setitem__("env_args", "{"), "env_args.*JSON"),
     "env_args a number": (lambda file: file["data"].attrs.__setitem__("env_args", 3), "env_args"),
     "env_args a list": (lambda file: file["data"].attrs.__setitem__("env_args", "[]"), "env_args.*object"),
@@ -378,3 +411,24 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="No space left"):
         writer.finish(1, 0.0, {})
     assert sorted(file.name for file in tmp_path.rglob("*")) == ["0000000.hdf5", "a.hdf5.partial", "lock", "settings.json"]
+
+
+@pytest.mark.parametrize("text", [b"\xff", b"[]", b"{"])
+def test_damaged_settings_are_named(tmp_path, text):
+    DemoWriter(tmp_path / "a.hdf5", {"noise": 1}).close()
+    (tmp_path / "a.hdf5.partial" / "settings.json").write_bytes(text)
+    with pytest.raises(DataError, match=r"(?s)a.hdf5.partial.*settings.json is damaged.*delete the folder"):
+        DemoWriter(tmp_path / "a.hdf5", {"noise": 1})
+
+
+def test_what_is_no_attempt_or_a_damaged_one_is_named(tmp_path):
+    writer = DemoWriter(tmp_path / "a.hdf5", {})
+    writer.add(0, episode(0))
+    stray = writer.folder / "mine.hdf5"
+    stray.write_bytes(b"")
+    with pytest.raises(DataError, match=r"mine.hdf5 is no attempt.*delete .*a.hdf5.partial"):
+        writer.attempts()
+    stray.unlink()
+    (writer.folder / "0000000.hdf5").write_bytes(b"not HDF5")
+    with pytest.raises(DataError, match=r"0000000.hdf5 is damaged.*delete it to collect it again"):
+        writer.finish(1, 0.0, {})

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from daps_robot.data.files import shown, unreadable_named
+from daps_robot.data.files import shown, spelt, unreadable_named
 from daps_robot.errors import DataError
 
 
@@ -12,6 +12,10 @@ def test_names_are_spelt_out_where_a_terminal_would_act_on_them():
     assert shown("a b/ü.png") == "a b/ü.png"
     assert shown("a\n\x1b[2J") == r"'a\n\x1b[2J'"
     assert shown(os.fsdecode(b"\xff")) == r"'\udcff'"
+
+
+def test_messages_keep_their_lines_and_nothing_else_that_is_not_text():
+    assert spelt("no ü\nbut \x1b[2J") == "no ü\nbut \\x1b[2J"
 
 
 def test_what_the_system_refuses_is_named():

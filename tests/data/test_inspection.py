@@ -139,7 +139,26 @@ def test_absolute_and_relative_actions():
     assert [m.verdict for m in inspect(demo_set(demos)).motions] == ["unclear", "unclear"]
 
 
+def test_what_training_refuses_of_the_whole_set_is_found():
+    names = tuple(demo.name for demo in demonstrations())
+    sawyer = {"env_name": "Lift", "env_kwargs": {"robots": ["Sawyer"]}, "action_units": ["m"]}
+    demos = DemoSet(Path("x"), tuple(demonstrations()), names, (), ("joints",), sawyer, "", None)
+    refused = {finding.title: finding.places for finding in inspect(demos).findings if finding.refused}
+    assert refused["No demonstration is held out"] == ("20 in all, 20 to train on",)
+    assert "names 1 dimensions, but actions have 3" in refused["Units that are not those of the actions"][0]
+    assert refused["Recorded in another set-up than daps_robot/Lift-v0 has here"] == ("robots Sawyer instead of Panda",)
+    assert len(refused) == 3
+
+
+def test_longer_chunks_need_longer_demonstrations():
+    assert not [finding for finding in inspect(demo_set(demonstrations()), 60).findings if finding.refused]
+    (finding,) = [finding for finding in inspect(demo_set(demonstrations()), 61).findings if finding.refused]
+    assert finding.places[0] == "demo_0: 60 steps" and "here 61" in finding.advice
+
+
 def test_little_and_empty_data_do_no_harm():
+    step = [Demo(f"demo_{i}", np.float32([[i % 7, i]]), {"state": np.float32([[i]])}) for i in range(20)]
+    assert inspect(demo_set(step)).lengths == (1,) * 20
     one = Demo("demo_0", np.full((1, 2), np.nan, np.float32), {"state": np.zeros((1, 1), np.float32)})
     found = inspect(DemoSet(Path("x"), (one,), ("demo_0",), (), ("state",), {}, "", None))
     assert found.motions == () and np.isnan(found.dimensions[0].std)

@@ -205,6 +205,11 @@ BAD_FOLDERS = {
     ),
     "a missing file": (lambda folder: (folder / DATA).unlink(), "file-001.parquet does not exist, but meta/episodes names it"),
     "no episodes": (lambda folder: (folder / EPISODES).unlink(), "no episodes in meta/episodes"),
+    "episodes without rows": (table(EPISODES, lambda t: t.slice(0, 0)), "meta/episodes has no episode in it"),
+    "an endless path": (
+        lambda folder: edit_info(folder, data_path="d" * 300 + "/{chunk_index:03d}/{file_index:03d}.parquet"),
+        "data_path is ddd",
+    ),
     "a missing row": (table(DATA, dropped_row(30)), "file-001.parquet has 89 rows, but its episodes add up to 90"),
     "a gap in the frames": (
         table(DATA, with_column("frame_index", lambda t: pa.array([i + (i > 10) for i in range(len(t))]))),

@@ -4,9 +4,7 @@ pytest.importorskip("robosuite", reason="robosuite (the extra 'sim') is not inst
 
 import gymnasium
 
-import daps_robot.envs  # noqa: F401 (registers the tasks)
-
-ENV_IDS = ("daps_robot/Lift-v0", "daps_robot/Can-v0", "daps_robot/Square-v0")
+from daps_robot.envs.registration import ENV_CLASSES
 
 
 @pytest.fixture(scope="session")
@@ -24,6 +22,6 @@ def make_env():
         environment.close()
 
 
-@pytest.fixture(params=ENV_IDS)
+@pytest.fixture(params=ENV_CLASSES)
 def env(request, make_env):
     return make_env(request.param)

@@ -17,7 +17,7 @@ from daps_robot.data.catalog import DATASETS
 from daps_robot.data.demos import EVAL_SEED_START, read_demos
 from daps_robot.envs.collect import SEEDS_PER_COLLECTION, TASKS, collect_demos
 from daps_robot.envs.episodes import HOLD_STEPS
-from daps_robot.errors import ConfigError, DataError
+from daps_robot.errors import ConfigError, DataError, SimulationError
 
 PLAIN_LIFT = "ea2f5319f7f1010b"
 SCRIPT = Path(__file__).parents[2] / "scripts" / "collect_demos.py"
@@ -135,7 +135,7 @@ def test_killed_at_any_time_it_leaves_no_half_file_and_goes_on(reference, tmp_pa
         ({"noise": -0.1}, "noise"),
         ({"style": "humane"}, "plain, human"),
         ({"seed": 1000}, "seed"),
-        ({"workers": 0}, "workers"),
+        ({"workers": -1}, "workers"),
         ({"valid_fraction": 1.0}, "valid_fraction"),
     ],
 )
@@ -183,3 +183,14 @@ def test_the_datasets_of_the_catalog_are_the_tasks_and_styles(tmp_path, monkeypa
         DATASETS[name].generate(tmp_path / "x.hdf5")
         assert asked.pop() == (task, style)
         assert DATASETS[name].name == name and DATASETS[name].env_id == TASKS[task].env.env_id
+
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_is_killed_is_named():
+    from daps_robot.envs.workers import worker_pool
+
+    with pytest.raises(SimulationError, match="take fewer --workers"), worker_pool(1, die) as pool:
+        pool.submit(die).result()

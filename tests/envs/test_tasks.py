@@ -292,4 +292,4 @@ def test_an_unknown_render_mode_is_refused():
 def test_every_registered_class_exists():
     from daps_robot.envs import tasks
 
-    assert {getattr(tasks, name).env_id for name in ENV_CLASSES.values()} == set(ENV_CLASSES)
+    assert {getattr(tasks, name).env_id for name in ENV_CLASSES.values()} == set(ENV_CLASSES) == set(ENV_IDS.values())

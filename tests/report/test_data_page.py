@@ -41,7 +41,9 @@ def test_figures_findings_and_page(dataset, monkeypatch, capsys, tmp_path):
     assert "demo_4, actions[1]: 1 values, the first at step 7" in out
     assert "robots <i>Sawyer instead of Panda" in out
     page = (tmp_path / "runs" / "pushing" / "data.html").read_text()
-    assert "pushing: cannot be trained on yet (NaN or infinity)" in page
+    assert (
+        "pushing: cannot be trained on yet (NaN or infinity, Recorded in another set-up than daps_robot/Lift-v0 has here)" in page
+    )
     assert "demo_4, actions[1]: 1 values" in page
     assert "<b>" not in page and "<i>Sawyer" not in page and "&lt;i&gt;Sawyer" in page
     assert page.count("<svg") == 1 + 2 * 3 and "<script" not in page and not re.search(r"https?://", page)

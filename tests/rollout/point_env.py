@@ -127,6 +127,14 @@ class StatelessPointEnv(PointEnv):
         return super().__getattribute__(name)
 
 
+class LinePointEnv(PointEnv):
+    """Of the same observations, and other actions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.action_space = gym.spaces.Box(-1.0, 1.0, (3,))
+
+
 class PointPolicy:
     """Heads for the goal from the last observation; its output depends on key and history, in every row."""
 

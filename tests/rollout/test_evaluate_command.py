@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from daps_robot.checkpoints import load_tensors
 from daps_robot.commands import cli, evaluate, train_policy
 from daps_robot.commands.evaluate import Evaluate, RolloutConfig
 from daps_robot.commands.train_policy import TrainPolicy
-from daps_robot.errors import CheckpointError, ConfigError
+from daps_robot.errors import CheckpointError, ConfigError, SimulationError
 from daps_robot.models.policy import DecodingConfig
 from daps_robot.training.loop import Training
 from daps_robot.training.objective import TrainerConfig
@@ -94,6 +95,28 @@ def test_a_latent_policy_has_ceilings_too(demos: Path, tmp_path: Path, env_id: s
     assert len(report["reconstruction_rmse"]) == len(report["other_codes_rmse"]) == len(report["policy_rmse"]) == 2
 
 
+def test_without_the_simulator_there_is_a_report_of_held_out_errors(
+    demos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = tmp_path / "named.hdf5"
+    shutil.copy(demos, named)
+    with h5py.File(named, "r+") as file:
+        file["data"].attrs["env_args"] = json.dumps({"gymnasium_id": "test/Elsewhere-v0"})
+    run = trained("regression", named, tmp_path / "run")
+    assert "test/Elsewhere-v0 fits was not checked" in capsys.readouterr().out
+    report = evaluate.run(Evaluate(run, rollout=ROLLOUTS))
+    assert "test/Elsewhere-v0 is not to be had" in (said := capsys.readouterr().out) and "--env none" in said
+    assert report["chunk_error"] > 0 and "success_rate" not in report and (run / "report.html").is_file()
+    with pytest.raises(SimulationError, match="not to be had"):
+        evaluate.run(Evaluate(run, env="test/Elsewhere-v0", rollout=ROLLOUTS))
+
+
+@pytest.mark.parametrize(("numbers", "message"), [({"workers": -1}, "workers=-1"), ({"max_steps": 0}, "--max-steps 0")])
+def test_numbers_that_cannot_be_are_refused_at_once(numbers: dict[str, int], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        RolloutConfig(**numbers)
+
+
 def test_another_data_set_is_refused(demos: Path, tmp_path: Path, env_id: str) -> None:
     run = trained("regression", demos, tmp_path / "run")
     with h5py.File(tmp_path / "other.hdf5", "w") as file:
@@ -145,8 +168,15 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 
 def test_refusals(demos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     common = ["--dataset", demos, "--out", tmp_path / "run"]
-    assert "Did you mean 'diffusion'" in refused(monkeypatch, capsys, *common, "--policy", "difusion")
+    message = refused(monkeypatch, capsys, *common, "--policy", "difusion")
+    assert "Did you mean 'diffusion'" in message and " policy," not in message
     assert "distill_policy.py" in refused(monkeypatch, capsys, *common, "--policy", "policy")
+    assert "--estimator daps, then scripts/distill_policy.py" in refused(monkeypatch, capsys, *common, "--policy", "daps")
+    assert "test/Line-v0 is not to be had" in refused(monkeypatch, capsys, *common, "--env", "test/Line-v0")
+    assert "does not observe 'goal'" in refused(monkeypatch, capsys, *common, "--env", "Pendulum-v1")
+    keys = ["--obs-keys", "position"]
+    message = refused(monkeypatch, capsys, *common, "--env", "test/LinePoint-v0", *keys)
+    assert "actions of 2 dimensions, test/LinePoint-v0 takes 3" in message
     assert "15 steps, fewer than a chunk of 16" in refused(monkeypatch, capsys, *common)
     assert "execute 9 must be from 1 to 8" in refused(monkeypatch, capsys, *common, "--horizon", 8, "--execute", 9)
     assert not (tmp_path / "run").exists()

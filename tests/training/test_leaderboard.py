@@ -3,6 +3,7 @@
 import csv
 import importlib
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from daps_robot.commands.sweep import run as sweep
 from daps_robot.commands.train_action_vae import ChunkTokenizerConfig
 from daps_robot.config import save_json
 from daps_robot.data.demo_writer import DemoWriter, Episode
-from daps_robot.errors import ConfigError, DapsRobotError
+from daps_robot.errors import ConfigError, DapsRobotError, DataError
 
 if "test/Point-v0" not in gym.registry:
     gym.register("test/Point-v0", entry_point="point_env:PointEnv")
@@ -92,8 +93,8 @@ def ranked(place):
 
 def test_every_piece_is_run_once(ranked):
     _, pieces, out = ranked
-    of_fsq = [f"fsq-0/{piece}" for piece in ("tokenizer", "policy", "best", "step-5", "step-6", "ceiling")]
-    of_regression = [f"regression-0/{piece}" for piece in ("policy", "best", "step-5", "step-6")]
+    of_fsq = [f"fsq-0/{piece}" for piece in ("tokenizer", "policy", "best-n6", "step-5-n6", "step-6-n6", "ceiling-n2")]
+    of_regression = [f"regression-0/{piece}" for piece in ("policy", "best-n6", "step-5-n6", "step-6-n6")]
     assert pieces[: len(of_fsq) + len(of_regression) + 1] == [*of_fsq, *of_regression, "point/latency"]
     assert len(pieces) == len(set(pieces)) == 2 * 10 + 1
     assert (out / "index.html").is_file()
@@ -105,7 +106,7 @@ def test_the_results_are_those_of_the_pieces(ranked):
     assert found["env"] == "test/Point-v0" and found["settings"]["seeds"] == 2
     assert [place["policy"] for place in found["standings"]] == [place.policy for place in places]
     run = next(each for each in found["runs"] if (each["policy"], each["seed"]) == ("fsq", 1))
-    assert run["best"] == json.loads((out / "fsq-1" / "best" / "result.json").read_text())
+    assert run["best"] == json.loads((out / "fsq-1" / "best-n6" / "result.json").read_text())
     assert run["bits"] == 8 and run["execute"] == 4 and set(run["last"]) == {"5", "6"} and len(run["ceiling"]["success"]) == 2
     fsq = next(place for place in places if place.policy == "fsq")
     assert fsq.figures["success.best"].by_seed[1] == pytest.approx(np.mean(run["best"]["success"]))
@@ -127,24 +128,68 @@ def test_what_is_finished_is_not_run_again(ranked, started):
 
 
 def test_a_lost_piece_is_run_again_to_the_same_for_any_number_of_workers(ranked, started):
-    best = ranked[2] / "fsq-0" / "best" / "result.json"
+    best = ranked[2] / "fsq-0" / "best-n6" / "result.json"
     before = json.loads(best.read_text())
     best.unlink()
     rank(Leaderboard(**{**vars(BOARD), "workers": 2}))
-    assert started.pieces == ["fsq-0/best"]
+    assert started.pieces == ["fsq-0/best-n6"]
     assert json.loads(best.read_text()) == before
 
 
 def test_a_leaderboard_grows_but_never_mixes(ranked, started):
     rank(Leaderboard(**{**vars(BOARD), "policies": ("fsq",), "seeds": 1}))
+    rank(Leaderboard(**{**vars(BOARD), "policies": ("fsq",), "seeds": 1, "last": 1}))
     assert started.pieces == []
-    for change, message in (
-        ({"episodes": 5}, "episodes: 6 → 5"),
-        ({"budget": 0.02}, "budget"),
-        ({"last": 1}, "keep_last: 2 → 1"),
-    ):
-        with pytest.raises(ConfigError, match=rf"{message}.*choose another --name"):
-            rank(Leaderboard(**{**vars(BOARD), **change}))
+    rank(Leaderboard(**{**vars(BOARD), "policies": ("fsq",), "seeds": 1, "last": 3, "episodes": 5}))
+    assert started.pieces == [f"fsq-0/{piece}-n5" for piece in ("best", "step-4", "step-5", "step-6")]
+    with pytest.raises(ConfigError, match=r"budget.*choose another --name"):
+        rank(Leaderboard(**{**vars(BOARD), "budget": 0.02}))
+
+
+def test_the_same_data_set_may_lie_elsewhere(ranked, started, tmp_path):
+    shutil.copy("point.hdf5", tmp_path / "moved.hdf5")
+    rank(Leaderboard(**{**vars(BOARD), "dataset": str(tmp_path / "moved.hdf5"), "name": "point"}))
+    assert started.pieces == []
+
+
+def test_what_another_tokenizer_made_is_not_mixed_in(ranked, started):
+    out = ranked[2]
+    config = out / "fsq-0" / "tokenizer" / "model" / "config.json"
+    before = config.read_text()
+    try:
+        config.write_text(before + " ")
+        with pytest.raises(ConfigError, match=r"policy holds a run with other settings \(tokenizer: "):
+            rank(BOARD)
+    finally:
+        config.write_text(before)
+    policy = out / "regression-0" / "policy" / "model" / "config.json"
+    before = policy.read_text()
+    try:
+        policy.write_text(before + " ")
+        with pytest.raises(ConfigError, match=r"best-n6 holds a run with other settings \(fingerprint: "):
+            rank(BOARD)
+    finally:
+        policy.write_text(before)
+    assert started.pieces == []
+
+
+def test_all_are_timed_again_where_one_has_changed(ranked, started):
+    path = ranked[2] / "latency.json"
+    known = json.loads(path.read_text())
+    known["fingerprints"]["fsq"] = "another"
+    path.write_text(json.dumps(known))
+    rank(BOARD)
+    assert started.pieces == ["point/latency"]
+    assert json.loads(path.read_text())["milliseconds"].keys() == {"fsq", "regression"}
+
+
+def test_a_data_set_that_changes_meanwhile_is_refused(place, tmp_path):
+    from daps_robot.commands.policy_pieces import tokenizer_piece
+    from daps_robot.commands.policy_run import Learning, TokenizerJob
+
+    save_json(TokenizerJob("fsq", 0, Learning("of another file", "test/Point-v0"), SIZE), tmp_path / "job.json")
+    with pytest.raises(DataError, match="not what it was when the study began"):
+        tokenizer_piece(str(tmp_path), str(place / "point.hdf5"))
 
 
 @pytest.mark.parametrize(
@@ -156,6 +201,11 @@ def test_a_leaderboard_grows_but_never_mixes(ranked, started):
         ({"last": 11}, "10 validations"),
         ({"budget": 0.0}, "--budget"),
         ({"dataset": "absent.hdf5"}, "absent"),
+        ({"env": "none"}, "ranked by their rollouts"),
+        ({"env": "test/Line-v0"}, "test/Line-v0 is not to be had"),
+        ({"env": "Pendulum-v1"}, "does not observe 'goal'"),
+        ({"workers": -1}, "workers=-1"),
+        ({"max_steps": 0}, "--max-steps 0"),
     ],
 )
 def test_what_cannot_be_ranked_is_refused_at_once(settings, message, started):
@@ -185,7 +235,7 @@ def test_demonstrations_against_code_sources(place, started, capsys):
     assert started.pieces == [
         f"fsq-demonstrations{count}-0/{piece}"
         for count in (2, 4)
-        for piece in ("tokenizer", "policy", "best", "ceiling", "policy-most-likely", "best-most-likely")
+        for piece in ("tokenizer", "policy", "best-n6", "ceiling-n2", "policy-most-likely", "best-most-likely-n6")
     ]
     assert [line.label for line in lines] == ["fsq, sampled codes", "fsq, most-likely codes"]
     assert [point.x for point in lines[0].points] == [2, 4]
@@ -200,7 +250,7 @@ def test_demonstrations_against_code_sources(place, started, capsys):
 def test_executed_steps_need_one_training(place, started):
     swept = Sweep(**COMMON, vary="execute", values=(2, 8), policies=("regression",), seeds=1)
     lines = sweep(swept)
-    assert started.pieces == ["regression-0/policy", "regression-0/best-e2", "regression-0/best-e8"]
+    assert started.pieces == ["regression-0/policy", "regression-0/best-e2-n6", "regression-0/best-e8-n6"]
     assert [point.value for point in lines[0].points] == [2, 8] and lines[0].points[0].ceiling is None
     started.pieces.clear()
     sweep(swept)

@@ -15,7 +15,8 @@ from daps_robot.commands.distill_policy import DistillPolicy
 from daps_robot.commands.distill_policy import run as run_distill
 from daps_robot.commands.evaluate import Evaluate, unexplained
 from daps_robot.commands.evaluate import run as run_evaluate
-from daps_robot.commands.train_action_vae import TrainActionVAE, rollout_env, split
+from daps_robot.commands.rollout_env import rollout_env
+from daps_robot.commands.train_action_vae import TrainActionVAE, split
 from daps_robot.commands.train_action_vae import run as run_train
 from daps_robot.data.demos import read_demos
 from daps_robot.errors import ConfigError

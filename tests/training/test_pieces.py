@@ -1,6 +1,11 @@
 """Pieces of a study: a process each, run once, with their own settings or not at all."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import dataclass
 
 import pytest
@@ -23,7 +28,20 @@ def double(folder, *more):
     (place / "result.json").write_text(json.dumps({"twice": 2 * value, "process": os.getpid(), "more": more}))
 
 def fail(folder):
-    sys.exit("error: out of luck")
+    from daps_robot.errors import DataError
+    raise DataError("out of luck,\\nand no more to be had")
+
+def slow(folder):
+    import signal, time
+    place = pathlib.Path(folder)
+    def save(*_):
+        time.sleep(1)
+        (place / "saved").touch()
+        sys.exit(130)
+    signal.signal(signal.SIGTERM, save)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    (place / "begun").touch()
+    time.sleep(60)
 """
 
 
@@ -34,8 +52,6 @@ def module(tmp_path, monkeypatch):
 
 
 def test_a_piece_runs_once_in_a_process_of_its_own(tmp_path):
-    import os
-
     found = result_of("a_piece:double", tmp_path / "one", Job(), "2")
     assert found["twice"] == 6 and found["more"] == ["2"] and found["process"] != os.getpid()
     assert result_of("a_piece:fail", tmp_path / "one", Job()) == found  # finished: not run again
@@ -52,10 +68,34 @@ def test_a_piece_of_an_earlier_version_is_not_run_again(tmp_path):
         result_of("a_piece:fail", tmp_path / "one", Job(4))
 
 
-def test_a_piece_that_failed_is_run_again(tmp_path):
-    with pytest.raises(DapsRobotError, match=r"out of luck.*what is finished is kept"):
+def test_a_piece_that_failed_says_all_of_why_and_is_run_again(tmp_path, capfd):
+    with pytest.raises(DapsRobotError, match=r"what is finished is kept[^|]*delete .*one to run"):
         result_of("a_piece:fail", tmp_path / "one", Job())
+    assert capfd.readouterr().err == "error: out of luck,\nand no more to be had\n"
     assert result_of("a_piece:double", tmp_path / "one", Job(5))["twice"] == 10
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_piece_may_save(number, tmp_path):
+    code = (
+        "from pathlib import Path; from daps_robot.commands.pieces import start_process as s; s('a_piece:slow', Path('one'), {})"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 20
+    while not (tmp_path / "one" / "begun").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    assert b"KeyboardInterrupt" in process.communicate(timeout=20)[1]
+    assert (tmp_path / "one" / "saved").exists()
+
+
+@pytest.mark.parametrize("name", ["job.json", "result.json"])
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_a_damaged_piece_says_what_to_delete(name, text, tmp_path):
+    result_of("a_piece:double", tmp_path / "one", Job())
+    (tmp_path / "one" / name).write_text(text)
+    with pytest.raises(ConfigError, match=rf"{name}.*delete .*one to run this piece anew"):
+        result_of("a_piece:double", tmp_path / "one", Job())
 
 
 def test_results_are_saved_by_rows(tmp_path):
