@@ -55,6 +55,9 @@ class ConvertActions:
     workers: int | None = None
     overwrite: bool = False
 
+    def __post_init__(self) -> None:
+        worker_count(self.workers, 1)  # a number that cannot be is refused at once
+
 
 def run(config: ConvertActions) -> list[Replay]:
     """Converts; the replays of the new actions, demonstration by demonstration."""

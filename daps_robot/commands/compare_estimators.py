@@ -20,6 +20,7 @@ from daps_robot.commands.pieces import result_of, results_folder, save_results, 
 from daps_robot.commands.train_action_vae import ChunkTokenizerConfig
 from daps_robot.config import from_json, load_json, save_json
 from daps_robot.data.catalog import dataset_name, fetch
+from daps_robot.data.demos import read_demos
 from daps_robot.errors import ConfigError
 from daps_robot.estimators import ESTIMATORS
 from daps_robot.models.blocks import TransformerConfig
@@ -81,6 +82,8 @@ def run_variants(config: CompareEstimators, variants: Mapping[str, tuple[str, JS
     for name, overrides in variants.values():
         check(name, overrides, config)  # a wrong name or budget costs nothing yet
     path = config.dataset if config.dataset in PICTURES else str(fetch(config.dataset))
+    if config.dataset not in PICTURES:
+        read_demos(path)  # nor does a data set that is not there, or damaged
     out = results_folder("compare", config.name or f"{dataset_name(config.dataset)}-{config.preset}")
     budget, started, results = BUDGETS[config.preset], time.perf_counter(), []
     budget = replace(budget, lr=budget.lr if config.lr is None else config.lr)

@@ -106,7 +106,6 @@ def run(config: DistillPolicy) -> dict[str, float]:
     count = inherited_demonstrations(config, tokenizer_run)
     config = replace(config, env=config.env or env_of(tokenizer_run), demonstrations=count)
     demos = read_demos(fetch(dataset), config.obs_keys or None).fewer(config.demonstrations, config.trainer.seed)
-    check_rollout_env(demos, config.env, demos.obs_keys)
     if isinstance(tokenizer.config, TokenizerConfig) and not isinstance(tokenizer.config.front_end, ChunkFrontEndConfig):
         raise CheckpointError(f"the tokenizer in {tokenizer_run} is one of pictures: a policy needs one of action chunks")
     if demos.demos[0].actions.shape[1] != tokenizer.action_dim:
@@ -114,6 +113,7 @@ def run(config: DistillPolicy) -> dict[str, float]:
             f"the tokenizer in {tokenizer_run} encodes actions of {tokenizer.action_dim} dimensions, "
             f"{demos.path} has {demos.demos[0].actions.shape[1]}: train a tokenizer on this data set"
         )
+    check_rollout_env(demos, config.env, demos.obs_keys)
     out = config.out or tokenizer_run.parent / "policy"
     train, valid = split(demos, tokenizer.horizon, config.policy.history)
     quaternions = quaternion_columns(demos) if config.obs_rotation == "6d" else ()

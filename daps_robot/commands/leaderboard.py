@@ -13,7 +13,7 @@ from pathlib import Path
 from daps_robot.commands.distill_policy import fingerprint
 from daps_robot.commands.pieces import readable, results_folder, save_results, start_process
 from daps_robot.commands.policy_pieces import VALIDATIONS
-from daps_robot.commands.policy_run import PIECES, LatencyJob, Learning, PolicyRun, check_policy, run_policy
+from daps_robot.commands.policy_run import PIECES, LatencyJob, Learning, PolicyRun, check_horizon, check_policy, run_policy
 from daps_robot.commands.rollout_env import check_counts, study_env
 from daps_robot.commands.train_action_vae import ChunkTokenizerConfig
 from daps_robot.config import load_json, save_json, to_json
@@ -71,9 +71,11 @@ def run(config: Leaderboard) -> list[Standing]:
     """All pieces that are not there yet, then table and page; the page is written anew after every seed."""
     names = list(dict.fromkeys(config.policies))
     for name in names:
-        check_policy(name)  # a wrong name costs nothing yet
+        check_policy(name, config.tokenizer)  # a wrong name costs nothing yet
     path, started = fetch(config.dataset), time.perf_counter()
     demos = read_demos(path)
+    for name in names:
+        check_horizon(name, config.tokenizer, demos)
     env = study_env(demos, config.env)
     learning = Learning(demos.sha256, env, budget=config.budget)
     out = results_folder("leaderboard", config.name or dataset_name(config.dataset))

@@ -17,9 +17,11 @@ from typing import Any
 
 from daps_robot.commands.distill_policy import fingerprint
 from daps_robot.commands.pieces import result_of
-from daps_robot.commands.train_action_vae import ChunkTokenizerConfig, TrainActionVAE
-from daps_robot.commands.train_policy import policy_class
-from daps_robot.errors import ConfigError
+from daps_robot.commands.train_action_vae import ChunkTokenizerConfig, TrainActionVAE, check_table_options
+from daps_robot.commands.train_policy import TrainPolicy, policy_class
+from daps_robot.data.demos import DemoSet
+from daps_robot.errors import ConfigError, DataError
+from daps_robot.estimators.fitted import FITTED
 from daps_robot.models.policies import POLICIES
 from daps_robot.training.distill import CodeSource
 from daps_robot.types import JSON
@@ -138,11 +140,12 @@ def predicts_codes(policy: str) -> bool:
     return policy not in POLICIES
 
 
-def check_policy(name: str) -> None:
+def check_policy(name: str, tokenizer: ChunkTokenizerConfig) -> None:
     """Whether there is such a policy and what it needs, before anything is trained.
 
     Raises:
-        ConfigError: it is neither an estimator with codes nor a policy, or a package that it needs is not installed.
+        ConfigError: it is neither an estimator with codes nor a policy, a package that it needs is not installed, or it has no
+            networks to which options of the tokenizer would apply.
     """
     if not predicts_codes(name):
         policy_class(name).import_extra()
@@ -154,6 +157,23 @@ def check_policy(name: str) -> None:
     except ConfigError as error:
         others = ", ".join(each for each in POLICIES if each != "policy")
         raise ConfigError(f"{error} Or a policy without tokenizer: {others}.") from error
+    if name in FITTED:
+        check_table_options(name, tokenizer)
+
+
+def horizon_of(name: str, tokenizer: ChunkTokenizerConfig) -> int:
+    """Steps of a policy's chunks."""
+    return tokenizer.horizon if predicts_codes(name) else TrainPolicy.default(["--policy", name]).settings.horizon
+
+
+def check_horizon(name: str, tokenizer: ChunkTokenizerConfig, demos: DemoSet) -> None:
+    """Raises DataError where a demonstration is shorter than a policy's chunks."""
+    shortest, horizon = min(demos.demos, key=len), horizon_of(name, tokenizer)
+    if len(shortest) < horizon:
+        raise DataError(
+            f"{demos.path}: {shortest.name} has {len(shortest)} steps, fewer than a chunk of {horizon} of {name}: "
+            "take shorter chunks, or leave the demonstration out"
+        )
 
 
 def run_policy(folder: Path, run: PolicyRun, workers: int | None) -> JSON:

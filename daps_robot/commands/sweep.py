@@ -12,12 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from daps_robot.commands.pieces import results_folder, save_results
-from daps_robot.commands.policy_run import Learning, PolicyRun, check_policy, predicts_codes, run_policy
+from daps_robot.commands.policy_run import (
+    Learning,
+    PolicyRun,
+    check_horizon,
+    check_policy,
+    horizon_of,
+    predicts_codes,
+    run_policy,
+)
 from daps_robot.commands.rollout_env import check_counts, study_env
 from daps_robot.commands.train_action_vae import ChunkTokenizerConfig
 from daps_robot.config import to_json
 from daps_robot.data.catalog import dataset_name, fetch
-from daps_robot.data.demos import read_demos
+from daps_robot.data.demos import DemoSet, read_demos
 from daps_robot.errors import ConfigError
 from daps_robot.models.frontends import ChunkFrontEndConfig, make_front_end
 from daps_robot.report.sweep import Factor, Line, lines_of, write_sweep
@@ -87,7 +95,7 @@ def run(config: Sweep) -> list[Line]:
     """All pieces that are not there yet, then the page, which is written anew after every seed."""
     path, started = fetch(config.dataset), time.perf_counter()
     demos = read_demos(path)
-    check(config, len(demos.train))
+    check(config, demos)
     env = study_env(demos, config.env)
     out = results_folder("sweep", config.name or f"{dataset_name(config.dataset)}-{config.vary}")
     learning = Learning(demos.sha256, env, budget=config.budget)
@@ -106,21 +114,24 @@ def run(config: Sweep) -> list[Line]:
     return lines
 
 
-def check(config: Sweep, demonstrations: int) -> None:
-    """Raises ConfigError for what cannot be run, before anything is."""
+def check(config: Sweep, demos: DemoSet) -> None:
+    """Raises ConfigError or DataError for what cannot be run, before anything is."""
     for name in config.policies:
-        check_policy(name)
+        check_policy(name, config.tokenizer)
         if config.vary in ("vocabulary", "positions", "horizon") and not predicts_codes(name):
             raise ConfigError(f"{name} has no tokenizer whose {config.vary} could vary: leave it out of --policies")
     if config.all_values[0] < 1:
         raise ConfigError(f"--values {config.all_values[0]}: from 1")
-    if config.vary == "demonstrations" and config.all_values[-1] > demonstrations:
-        raise ConfigError(f"--values {config.all_values[-1]}: {config.dataset} has {demonstrations} training demonstrations")
+    if config.vary == "demonstrations" and config.all_values[-1] > len(demos.train):
+        raise ConfigError(f"--values {config.all_values[-1]}: {config.dataset} has {len(demos.train)} training demonstrations")
     for value in config.all_values:
         size = tokenizer_with(config, value)
         make_front_end(ChunkFrontEndConfig(size.horizon, 1, min(size.positions, size.horizon)))  # horizon and positions must fit
-        if config.vary == "execute" and value > size.horizon and any(predicts_codes(name) for name in config.policies):
-            raise ConfigError(f"--values {value}: chunks have {size.horizon} steps to execute")
+        for name in config.policies:
+            check_policy(name, size)
+            check_horizon(name, size, demos)
+            if config.vary == "execute" and value > (steps := horizon_of(name, size)):
+                raise ConfigError(f"--values {value}: chunks of {name} have {steps} steps to execute")
 
 
 def tokenizer_with(config: Sweep, value: int) -> ChunkTokenizerConfig:

@@ -177,13 +177,18 @@ def fit_table(config: TrainActionVAE, train: ChunkDataset, units: tuple[str, ...
     Raises:
         ConfigError: options were given that only networks have.
     """
-    given, plain = vars(config.tokenizer), vars(ChunkTokenizerConfig())
-    if extra := [name for name in plain if name not in ("horizon", "scaling") and given[name] != plain[name]]:
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in extra)
-        raise ConfigError(f"{config.estimator} has no networks to which {options} would apply: see --help for its own settings")
+    check_table_options(config.estimator, config.tokenizer)
     actions = train.actions.numpy()
     scaler = Scaler.fit(actions, near_binary(actions), shared=config.tokenizer.scaling == "shared" and (units or True))
     return FITTED[config.estimator].fit(train, config.settings, scaler)
+
+
+def check_table_options(name: str, tokenizer: ChunkTokenizerConfig) -> None:
+    """Raises ConfigError where a tokenizer without networks is given options that only networks have."""
+    given, plain = vars(tokenizer), vars(ChunkTokenizerConfig())
+    if extra := [option for option in plain if option not in ("horizon", "scaling") and given[option] != plain[option]]:
+        options = ", ".join(f"--{option.replace('_', '-')}" for option in extra)
+        raise ConfigError(f"{name} has no networks to which {options} would apply: see --help for its own settings")
 
 
 def build_tokenizer(

@@ -21,7 +21,7 @@ _DECODING = {
     "consensus": "draws short sequences of codes, decodes the one that is nearest to the mean of all",
     "beam": "searches for the most likely short sequence of codes, decodes it",
 }
-NO_CEILING = "Not measured: the evaluation was run without an expert's episodes (--rollout.ceiling-episodes 0), or could not."
+NO_CEILING = "Not measured: the evaluation was run without an expert's episodes (--ceiling-episodes 0), or could not."
 
 
 def task_name(run: Run, demos: DemoSet) -> str:

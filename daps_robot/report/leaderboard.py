@@ -124,11 +124,11 @@ def cost_table(places: Sequence[Standing]) -> str:
 
 
 def latency_plot(places: Sequence[Standing]) -> str:
-    """Success over the time of a decision."""
+    """Success, or the score where there is one, over the time of a decision."""
     if not any(place.latency for place in places):
         return ""
-    key = "success.last" if "success.last" in places[0].figures else "success.best"
-    title = "Success against the time of a decision"
+    key = list(places[0].figures)[-1]  # of the last models, the score, where there are such
+    title = f"{key.partition('.')[0].capitalize()} against the time of a decision"
     return figure(to_svg(plots.over_latency(PAGE, places, key), "latency", title), title, "Good: high and to the left.")
 
 

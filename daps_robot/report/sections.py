@@ -266,7 +266,7 @@ WORDS = {
     "nats, bits": "units of information; 1 nat is 1.44 bits. A surprise of n bits is that of n fair coins all landing as called.",
     "held-out, validation": "demonstrations that nothing was trained on.",
     "Wilson interval": "range of success rates that the episodes played are compatible with; narrower with more episodes.",
-    "RMSE": "root of the mean squared error, in the units of the actions (±1 is the controller's range).",
+    "RMSE": "root of the mean squared error, in the units of the actions.",
     "open loop": "without looking at where the robot has got to.",
 }
 

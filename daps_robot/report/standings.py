@@ -70,7 +70,7 @@ def outcomes(runs: Sequence[JSON], models: Models, outcome: Outcome) -> Float[np
 
 
 def standings(runs: Sequence[JSON], reference: str, latency: dict[str, dict[str, float]]) -> list[Standing]:
-    """The policies of all runs, those with the highest success of the last (else the best) models first."""
+    """The policies of all runs, the best first: by score, or success where there is none, of the last (else the best) models."""
     of = {name: [run for run in runs if run["policy"] == name] for name in dict.fromkeys(run["policy"] for run in runs)}
     figures: dict[str, dict[str, Figure]] = {name: {} for name in of}
     for models in models_of(runs):
@@ -81,7 +81,8 @@ def standings(runs: Sequence[JSON], reference: str, latency: dict[str, dict[str,
                 difference = None if name == reference else paired_difference(values, found[reference])
                 of_seed = tuple(float(each) for each in values.mean(1))
                 figures[name][f"{outcome}.{models}"] = Figure(mean_over_seeds(values), of_seed, difference, name == first)
-    ordered = sorted(of, key=lambda name: -figures[name][f"success.{models_of(runs)[-1]}"].interval.mean)
+    key = f"{outcomes_of(runs)[-1]}.{models_of(runs)[-1]}"
+    ordered = sorted(of, key=lambda name: -figures[name][key].interval.mean)
     return [
         Standing(
             policy=name,

@@ -39,14 +39,14 @@ class Point:
         value: of the factor.
         x: where it is drawn: the value, or the bits that it makes.
         means: success (and score, where the task has one), with its interval over seeds and start states.
-        difference: in success, to the first line at the same value; None on the first line itself.
+        differences: of the same, to the first line at the same value; empty on the first line itself.
         ceiling: success of the scripted expert through the tokenizers.
     """
 
     value: int
     x: float
     means: dict[str, Interval]
-    difference: Interval | None
+    differences: dict[str, Interval]
     ceiling: Interval | None
 
 
@@ -66,12 +66,12 @@ def lines_of(runs: Sequence[JSON], vary: Factor) -> list[Line]:
 
     def point(label: str, value: int) -> Point:
         mine, first = of[label, value], of[labels[0], value]
-        success = outcomes(mine, "best", "success")
+        played = {name: (outcomes(mine, "best", name), outcomes(first, "best", name)) for name in measures}
         return Point(
             value=value,
             x=float(mine[0]["bits"] if AXES[vary] == "bits per chunk" else value),
-            means={name: mean_over_seeds(outcomes(mine, "best", name)) for name in measures},
-            difference=None if label == labels[0] else paired_difference(success, outcomes(first, "best", "success")),
+            means={name: mean_over_seeds(values) for name, (values, _) in played.items()},
+            differences={} if label == labels[0] else {name: paired_difference(*both) for name, both in played.items()},
             ceiling=ceiling(mine),
         )
 
@@ -85,7 +85,7 @@ def write_sweep(out: Path, lines: Sequence[Line], vary: Factor, name: str, env: 
         RunDirectoryError: it cannot be written.
     """
     measures: list[Outcome] = list(lines[0].points[0].means)  # type: ignore[arg-type]
-    title = f"{name}: success against {AXES[vary]}"
+    title = f"{name}: {measures[-1]} against {AXES[vary]}"
     shown = [plot(lines, measure, AXES[vary]) for measure in measures]
     text = (
         f"Best model by validation, rolled out in {escape(env)} from the same start states everywhere. Bands are 95% intervals "
@@ -134,21 +134,21 @@ def plot(lines: Sequence[Line], measure: Outcome, axis: str) -> str:
 
 
 def table(lines: Sequence[Line], measure: Outcome, vary: Factor) -> str:
-    """A row for each value, for each line its mean, and in success its difference to the first and its ceiling."""
+    """A row for each value, for each line its mean, its difference to the first and, in success, its ceiling."""
     with_ceiling = any(point.ceiling is not None for line in lines for point in line.points)
     head = [f"<th>{vary}</th>", *(["<th>bits</th>"] if AXES[vary] == "bits per chunk" else [])]
     for i, line in enumerate(lines):
         head.append(f"<th>{measure}, {escape(line.label)}</th>")
+        head += [f"<th>difference to {escape(lines[0].label)}</th>"] if i else []
         if measure == "success":
-            head += [f"<th>difference to {escape(lines[0].label)}</th>"] if i else []
             head += ["<th>ceiling</th>"] if with_ceiling else []
     rows = [f"<tr>{''.join(head)}</tr>"]
     for at in zip(*(line.points for line in lines), strict=True):
         cells = [f"<th>{at[0].value}</th>", *([f"<td>{at[0].x:.4g}</td>"] if AXES[vary] == "bits per chunk" else [])]
         for point in at:
             cells.append(f"<td>{rate(point.means[measure])}</td>")
+            cells += [f"<td>{difference(point.differences[measure])}</td>"] if point.differences else []
             if measure == "success":
-                cells += [f"<td>{difference(point.difference)}</td>"] if point.difference is not None else []
                 cells += [f"<td>{rate(point.ceiling)}</td>"] if with_ceiling else []
         rows.append(f"<tr>{''.join(cells)}</tr>")
     return f'<div class="wide"><table>{"".join(rows)}</table></div>'

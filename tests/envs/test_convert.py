@@ -100,5 +100,7 @@ def test_what_cannot_be_converted_is_refused(files, tmp_path):
         with pytest.raises(error, match=message):
             run(ConvertActions(source, to, tmp_path / "out.hdf5", workers=1))
         assert not (tmp_path / "out.hdf5").exists()
+    with pytest.raises(ConfigError, match="workers=-1"):
+        ConvertActions(relative, "absolute", workers=-1)
     with pytest.raises(DataError, match="exists"):
         run(ConvertActions(relative, "absolute", folder / "absolute.hdf5"))

@@ -63,6 +63,16 @@ def test_means_differences_and_ceilings_are_those_of_the_statistics():
     assert first.latency == {"p50": 3.0, "p99": 4.0} and second.latency == {}
 
 
+def test_scores_decide_where_there_are_such(tmp_path):
+    runs = made_runs(graded=True)
+    for run in runs:  # one that never succeeds, and always nearly does
+        if run["policy"] == "bins":
+            for played in (run["best"], *run["last"].values()):
+                played |= {"success": [False] * EPISODES, "score": [0.99] * EPISODES}
+    places, text = page(tmp_path, runs, {name: {"p50": 2.0, "p99": 9.0} for name in RATES})
+    assert places[0].policy == "bins" and "Score against the time of a decision" in text
+
+
 def test_only_a_clear_difference_to_every_other_makes_a_first():
     rng = np.random.default_rng(1)
     good, equal, bad = (rng.random((3, 100)) < rate for rate in (0.9, 0.9, 0.4))
@@ -119,14 +129,14 @@ def test_a_missing_ceiling_is_a_dash(tmp_path):
     assert all(place.ceiling is None for place in places) and "tokenizer ceiling</text>" not in text
 
 
-def swept(vary, labels=("daps", "fsq")):
+def swept(vary, labels=("daps", "fsq"), graded=False):
     runs = []
     for seed in range(3):
         for label in labels:
             for value in (4, 16, 64):
                 run = made_run(label, seed)
                 run |= {"line": label, "value": value, "bits": 8 * np.log2(value), "last": {}}
-                runs.append({**run, "best": played(RATES[label] * value / 64, seed)})
+                runs.append({**run, "best": played(RATES[label] * value / 64, seed, graded)})
     return lines_of(runs, vary)
 
 
@@ -134,10 +144,14 @@ def test_lines_of_a_sweep_and_their_page(tmp_path):
     lines = swept("vocabulary")
     assert [line.label for line in lines] == ["daps", "fsq"]
     assert [point.x for point in lines[0].points] == [16, 32, 48] and [point.value for point in lines[0].points] == [4, 16, 64]
-    assert lines[0].points[0].difference is None and lines[1].points[2].difference.mean < 0
+    assert lines[0].points[0].differences == {} and lines[1].points[2].differences["success"].mean < 0
     assert lines[0].points[2].means["success"].mean > lines[0].points[0].means["success"].mean
     text = write_sweep(tmp_path, lines, "vocabulary", "can", "daps_robot/Can-v0").read_text()
     assert "can: success against bits per chunk" in text and text.count("<svg") == 1
     assert re.findall(r"<tr><th>(\d+)</th><td>(\d+)</td>", text) == [("4", "16"), ("16", "32"), ("64", "48")]
     assert text.count("<th>ceiling</th>") == 2 and "difference to daps" in text
     assert [point.x for point in swept("demonstrations")[0].points] == [4, 16, 64]
+    scored = swept("vocabulary", graded=True)
+    assert scored[1].points[2].differences.keys() == {"success", "score"}
+    text = write_sweep(tmp_path, scored, "vocabulary", "pusht", "daps_robot/PushT-v0").read_text()
+    assert "pusht: score against bits per chunk" in text and text.count("difference to daps") == 2

@@ -201,6 +201,8 @@ def test_a_data_set_that_changes_meanwhile_is_refused(place, tmp_path):
         ({"last": 11}, "10 validations"),
         ({"budget": 0.0}, "--budget"),
         ({"dataset": "absent.hdf5"}, "absent"),
+        ({"policies": ("bins",)}, "bins has no networks to which --positions"),
+        ({"tokenizer": ChunkTokenizerConfig(horizon=32)}, "demo_0 has 24 steps, fewer than a chunk of 32 of fsq"),
         ({"env": "none"}, "ranked by their rollouts"),
         ({"env": "test/Line-v0"}, "test/Line-v0 is not to be had"),
         ({"env": "Pendulum-v1"}, "does not observe 'goal'"),
@@ -264,6 +266,12 @@ def test_executed_steps_need_one_training(place, started):
         ({"vary": "vocabulary", "policies": ("regression",)}, "regression has no tokenizer"),
         ({"vary": "execute", "values": (9,)}, "8 steps to execute"),
         ({"vary": "positions", "values": (3,)}, "--horizon, --positions"),
+        ({"vary": "execute", "values": (17,), "policies": ("regression",)}, "chunks of regression have 16 steps"),
+        (
+            {"vary": "positions", "values": (4,), "policies": ("bins",), "tokenizer": ChunkTokenizerConfig()},
+            "bins has no networks",
+        ),
+        ({"vary": "horizon", "values": (8, 32)}, "demo_0 has 24 steps, fewer than a chunk of 32 of daps"),
         ({"values": (0,)}, "from 1"),
     ],
 )

@@ -109,6 +109,16 @@ def test_own_data_in_three_commands(place, capsys, write, dimensions, observed):
     assert "variance" in (place / "runs" / name / "report.html").read_text()
 
 
+def test_a_policy_learns_from_as_many_demonstrations_as_its_tokenizer_unless_told(place, capsys):
+    dataset = pushing(place)
+    command(TrainActionVAE, run_train, "--dataset", dataset, "--demonstrations", 2, *TRAIN.split())
+    command(DistillPolicy, run_distill, *DISTILL.split())
+    out = capsys.readouterr().out
+    assert "learning from 2 training demonstrations, as many as the tokenizer did" in out and "on 80 windows" in out
+    command(DistillPolicy, run_distill, "--demonstrations", 3, "--overwrite", *DISTILL.split())
+    assert "on 120 windows" in capsys.readouterr().out
+
+
 def test_the_file_that_the_documentation_writes_is_read(place):
     (block,) = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[2] / "docs" / "data.md").read_text(), re.DOTALL)
     exec(block, {})
