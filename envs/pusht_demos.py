@@ -11,14 +11,13 @@ Other arrays are not looked at. Observations are computed from the states by the
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from daps_robot.data.catalog import data_folders, find_file
 from daps_robot.data.demo_writer import write_demos
-from daps_robot.data.hdf5 import short
+from daps_robot.data.npz import read_npz
 from daps_robot.envs.pusht import PushTEnv, observe
 from daps_robot.errors import DataError
 from daps_robot.types import Demo
@@ -70,21 +69,10 @@ def read_pusht(path: Path) -> list[Demo]:
 
 
 def _read(path: Path, name: str) -> np.ndarray:
-    """One array, whose header is looked at before memory is taken."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            with archive.open(f"{name}.npy") as stream:
-                if np.lib.format.read_magic(stream) != (1, 0):  # later versions allow headers of 4 GiB
-                    raise ValueError("not in version 1.0 of the npy format")
-                shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-            kinds, columns = _ARRAYS[name]
-            if not shape or shape[1:] != columns or shape[0] > MAX_STEPS or dtype.kind not in kinds:
-                raise DataError(f"{path}: '{name}' is {dtype} of shape {shape}; Push-T's are numbers of shape {('t', *columns)}")
-            with archive.open(f"{name}.npy") as stream:
-                return np.lib.format.read_array(stream, allow_pickle=False)
-    except DataError:
-        raise
-    except Exception as error:  # zipfile, its decompressors and numpy's parser raise a dozen kinds on damaged files
-        raise DataError(
-            f"{path} holds no '{name}' that can be read ({short(error)}): docs/tasks.md says how to make it"
-        ) from error
+    kinds, columns = _ARRAYS[name]
+
+    def check(shape: tuple[int, ...], dtype: np.dtype) -> None:
+        if not shape or shape[1:] != columns or shape[0] > MAX_STEPS or dtype.kind not in kinds:
+            raise DataError(f"{path}: '{name}' is {dtype} of shape {shape}; Push-T's are numbers of shape {('t', *columns)}")
+
+    return read_npz(path, name, check, "docs/tasks.md says how to make it")

@@ -113,15 +113,7 @@ def run(config: Evaluate) -> JSON:
             f"the policy in {policy_run} maps {policy.observation_dim} observed values to {policy.action_dim} action dimensions, "
             f"{demos.path} has {sum(demos.obs_dims.values())} and {demos.action_dim}: pass the data set it was trained on"
         )
-    env_id = rollout_env(demos, config.env or env_of(policy_run))
-    without = f"{demos.path} names no environment (pass --env to name one), or --env none was asked for"
-    try:
-        if env_id is not None:
-            look_at(env_id)
-    except SimulationError as error:
-        if config.env is not None:
-            raise
-        env_id, without = None, f"{error}; --env none leaves them out without a try"
+    env_id, without = playable(demos, config.env, policy_run)
     out = config.out or (policy_run.parent if isinstance(policy, LatentPolicy) else policy_run)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -166,6 +158,24 @@ def run(config: Evaluate) -> JSON:
     page = write_page(out, policy, demos)
     print(f"report: {out / 'report.json'} and {page}")
     return report
+
+
+def playable(demos: DemoSet, asked: str | None, policy_run: Path) -> tuple[str | None, str]:
+    """The environment to roll out in, or None and why there are no rollouts.
+
+    Raises:
+        SimulationError: the environment that was asked for cannot be had.
+    """
+    env_id = rollout_env(demos, asked or env_of(policy_run))
+    if env_id is None:
+        return None, f"{demos.path} names no environment (pass --env to name one), or --env none was asked for"
+    try:
+        look_at(env_id)
+    except SimulationError as error:
+        if asked is not None:
+            raise
+        return None, f"{error}; --env none leaves them out without a try"
+    return env_id, ""
 
 
 def roll_out(

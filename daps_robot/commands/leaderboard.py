@@ -7,15 +7,14 @@ is finished is not run again, so an interrupted leaderboard goes on where it was
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from daps_robot.commands.distill_policy import fingerprint
 from daps_robot.commands.pieces import readable, results_folder, save_results, start_process
 from daps_robot.commands.policy_pieces import VALIDATIONS
-from daps_robot.commands.policy_run import PIECES, LatencyJob, Learning, PolicyRun, check_horizon, check_policy, run_policy
-from daps_robot.commands.rollout_env import check_counts, study_env
-from daps_robot.commands.train_action_vae import ChunkTokenizerConfig
+from daps_robot.commands.policy_run import PIECES, LatencyJob, Learning, PolicyRun, Study, check_horizon, check_policy, run_policy
+from daps_robot.commands.rollout_env import study_env
 from daps_robot.config import load_json, save_json, to_json
 from daps_robot.data.catalog import dataset_name, fetch
 from daps_robot.data.demos import read_demos
@@ -26,45 +25,23 @@ from daps_robot.types import JSON
 
 
 @dataclass(frozen=True)
-class Leaderboard:
+class Leaderboard(Study):
     """Rank policies by success over several seeds: a table with intervals, CSV, JSON and a page.
 
     Attributes:
-        dataset: a name of the catalogue or a robomimic HDF5 file.
         policies: estimators whose codes a policy is distilled from (daps, fsq, …) and policies without tokenizer (regression, …).
-        seeds: runs of each, from seed 0 on; a claim needs three.
-        episodes: of each model, on the same start states for all.
         last: models of the last validations (of 10, evenly spread over a policy's training) to be rolled out beside the best.
-        ceiling_episodes: of the scripted expert through each tokenizer; 0 leaves the ceilings out.
-        max_steps: control steps of an episode; by default the environment's own limit.
-        env: Gymnasium id to roll out in; by default the one that the data set names.
-        name: of the leaderboard; by default the data set's.
-        budget: share of the training steps that each policy has by default, to explore with.
-        workers: simulator processes; by default one a core. Changes no figure.
-        tokenizer: the networks of all tokenizers.
     """
 
-    dataset: str = "lift"
     policies: tuple[str, ...] = ("daps", "fsq", "vq", "regression", "diffusion")
-    seeds: int = 3
-    episodes: int = 100
     last: int = 3
-    ceiling_episodes: int = 50
-    max_steps: int | None = None
-    env: str | None = None
-    name: str | None = None
-    budget: float = 1.0
-    workers: int | None = None
-    tokenizer: ChunkTokenizerConfig = field(default_factory=ChunkTokenizerConfig)
 
     def __post_init__(self) -> None:
-        if not self.policies or self.seeds < 1 or self.episodes < 2 or self.ceiling_episodes == 1:
-            raise ConfigError("a leaderboard needs --policies, --seeds from 1 and --episodes from 2 (ceilings: none, or from 2)")
+        super().__post_init__()
+        if not self.policies:
+            raise ConfigError("a leaderboard needs --policies")
         if not 0 <= self.last <= VALIDATIONS:
             raise ConfigError(f"--last {self.last}: a training has {VALIDATIONS} validations")
-        check_counts(self.workers, self.max_steps)
-        if not 0 < self.budget <= 100:
-            raise ConfigError(f"--budget {self.budget} is a share of each policy's training steps, above 0")
 
 
 def run(config: Leaderboard) -> list[Standing]:

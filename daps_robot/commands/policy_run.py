@@ -17,6 +17,7 @@ from typing import Any
 
 from daps_robot.commands.distill_policy import fingerprint
 from daps_robot.commands.pieces import result_of
+from daps_robot.commands.rollout_env import check_counts
 from daps_robot.commands.train_action_vae import ChunkTokenizerConfig, TrainActionVAE, check_table_options
 from daps_robot.commands.train_policy import TrainPolicy, policy_class
 from daps_robot.data.demos import DemoSet
@@ -25,6 +26,43 @@ from daps_robot.estimators.fitted import FITTED
 from daps_robot.models.policies import POLICIES
 from daps_robot.training.distill import CodeSource
 from daps_robot.types import JSON
+
+
+@dataclass(frozen=True)
+class Study:
+    """What every study of policies is told.
+
+    Attributes:
+        dataset: a name of the catalogue or a robomimic HDF5 file.
+        seeds: runs of each, from seed 0 on; a claim needs three.
+        episodes: of each model, on the same start states for all.
+        ceiling_episodes: of the scripted expert through each tokenizer; 0 leaves the ceilings out.
+        max_steps: control steps of an episode; by default the environment's own limit.
+        env: Gymnasium id to roll out in; by default the one that the data set names.
+        name: of the study; by default the data set's, of a sweep <data set>-<what varies>.
+        budget: share of the training steps that each policy has by default, to explore with.
+        workers: simulator processes; by default one a core. Changes no figure.
+        tokenizer: the networks of all tokenizers, but for what a sweep varies.
+    """
+
+    dataset: str = "lift"
+    seeds: int = 3
+    episodes: int = 100
+    ceiling_episodes: int = 50
+    max_steps: int | None = None
+    env: str | None = None
+    name: str | None = None
+    budget: float = 1.0
+    workers: int | None = None
+    tokenizer: ChunkTokenizerConfig = field(default_factory=ChunkTokenizerConfig)
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1 or self.episodes < 2 or self.ceiling_episodes == 1:
+            raise ConfigError("a study needs --seeds from 1 and --episodes from 2 (ceilings: none, or from 2)")
+        check_counts(self.workers, self.max_steps)
+        if not 0 < self.budget <= 100:
+            raise ConfigError(f"--budget {self.budget} is a share of each policy's training steps, above 0")
+
 
 PIECES = "daps_robot.commands.policy_pieces"
 """The module whose functions run in the processes."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,14 @@ from daps_robot.commands.pieces import results_folder, save_results
 from daps_robot.commands.policy_run import (
     Learning,
     PolicyRun,
+    Study,
     check_horizon,
     check_policy,
     horizon_of,
     predicts_codes,
     run_policy,
 )
-from daps_robot.commands.rollout_env import check_counts, study_env
+from daps_robot.commands.rollout_env import study_env
 from daps_robot.commands.train_action_vae import ChunkTokenizerConfig
 from daps_robot.config import to_json
 from daps_robot.data.catalog import dataset_name, fetch
@@ -43,47 +44,25 @@ VALUES: dict[Factor, tuple[int, ...]] = {
 
 
 @dataclass(frozen=True)
-class Sweep:
+class Sweep(Study):
     """Draw success, with the tokenizer's ceiling, against one factor: a page with plots, CSV and JSON.
 
     Attributes:
-        dataset: a name of the catalogue or a robomimic HDF5 file.
         vary: vocabulary, positions or horizon of the tokenizer, steps executed of a chunk (execute), or demonstrations.
         values: of it; by default a few that span its range.
         policies: a line each. Those without tokenizer have no vocabulary, positions or horizon to vary.
         codes: that policies learn from: sampled, most-likely, or both, which makes two lines.
-        seeds: runs of each, from seed 0 on; a claim needs three.
-        episodes: of each, on the same start states for all.
-        ceiling_episodes: of the scripted expert through each tokenizer; 0 leaves the ceilings out.
-        max_steps: control steps of an episode; by default the environment's own limit.
-        env: Gymnasium id to roll out in; by default the one that the data set names.
-        name: of the sweep; by default <data set>-<what varies>.
-        budget: share of the training steps that each policy has by default, to explore with.
-        workers: simulator processes; by default one a core. Changes no figure.
-        tokenizer: the networks of all tokenizers, but for what varies.
     """
 
-    dataset: str = "lift"
     vary: Factor = "vocabulary"
     values: tuple[int, ...] = ()
     policies: tuple[str, ...] = ("daps",)
     codes: tuple[CodeSource, ...] = ("sampled",)
-    seeds: int = 3
-    episodes: int = 100
-    ceiling_episodes: int = 50
-    max_steps: int | None = None
-    env: str | None = None
-    name: str | None = None
-    budget: float = 1.0
-    workers: int | None = None
-    tokenizer: ChunkTokenizerConfig = field(default_factory=ChunkTokenizerConfig)
 
     def __post_init__(self) -> None:
-        if not self.policies or not self.codes or self.seeds < 1 or self.episodes < 2 or self.ceiling_episodes == 1:
-            raise ConfigError("a sweep needs --policies, --codes, --seeds from 1, --episodes from 2 (ceilings: none, or from 2)")
-        check_counts(self.workers, self.max_steps)
-        if not 0 < self.budget <= 100:
-            raise ConfigError(f"--budget {self.budget} is a share of each policy's training steps, above 0")
+        super().__post_init__()
+        if not self.policies or not self.codes:
+            raise ConfigError("a sweep needs --policies and --codes")
 
     @property
     def all_values(self) -> tuple[int, ...]:

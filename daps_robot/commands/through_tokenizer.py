@@ -18,7 +18,7 @@ from daps_robot.models.policy import LatentPolicy
 from daps_robot.rollout.ceiling import Reconstructor, tokenizer_ceiling
 from daps_robot.rollout.replay import replay_demos
 from daps_robot.rollout.results import Evaluation
-from daps_robot.training.metrics import squared_error
+from daps_robot.training.metrics import chunk_errors
 from daps_robot.training.tokenizer import evaluate_tokenizer
 from daps_robot.types import JSON
 
@@ -74,13 +74,11 @@ def malformed_codes(policy: LatentPolicy, tokenizer: FASTTokenizer, valid: Chunk
 
 def reconstruction_rmse(tokenizer: Reconstructor, valid: ChunkDataset) -> list[float]:
     """Per action dimension, in action units, over the windows of the validation demonstrations."""
-    squares, steps = torch.zeros(valid.actions.shape[1]), 0.0
-    for index in torch.arange(len(valid)).split(256):
-        batch = valid.gather(index)
-        again = tokenizer.reconstruct(batch.actions.numpy(), batch.observations.numpy(), 7919 * index.numpy())
-        error, n = squared_error(batch.actions, torch.from_numpy(again), batch.mask)
-        squares, steps = squares + error, steps + float(n)
-    return [float(value) for value in (squares / steps).sqrt()]
+    errors = chunk_errors(
+        valid,
+        lambda batch, index: tokenizer.reconstruct(batch.actions.numpy(), batch.observations.numpy(), 7919 * index.numpy()),
+    )
+    return [float(value) for value in errors.sqrt()]
 
 
 def ceilings(env_id: str, tokenizer: ActionTokenizer, others: Reconstructor, **play: Any) -> JSON:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import math
-import zipfile
 import zlib
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from daps_robot.data.catalog import data_folders, find_file
 from daps_robot.data.download import download
 from daps_robot.data.files import unreadable_named
 from daps_robot.data.hdf5 import short
+from daps_robot.data.npz import read_npz
 from daps_robot.data.pictures import ArrayPictures
 from daps_robot.errors import DataError
 
@@ -73,22 +73,14 @@ def read_mnist(path: Path) -> tuple[ArrayPictures, ArrayPictures]:
 
 
 def _read_npz(path: Path, split: str, kind: str, shape: tuple[int, ...]) -> UInt8[np.ndarray, "..."]:
-    """One array of Keras' file, whose header is looked at before memory is taken."""
+    """One array of Keras' file."""
     name = f"{kind}_{split}"
-    try:
-        with zipfile.ZipFile(path) as archive:
-            with archive.open(f"{name}.npy") as stream:
-                if np.lib.format.read_magic(stream) != (1, 0):  # later versions allow headers of 4 GiB
-                    raise ValueError("not in version 1.0 of the npy format")
-                found, _, dtype = np.lib.format.read_array_header_1_0(stream)
-            if found != shape or dtype != np.uint8:
-                raise DataError(f"{path}: '{name}' is {dtype} of shape {found}; MNIST's is uint8 of {shape}")
-            with archive.open(f"{name}.npy") as stream:
-                return np.lib.format.read_array(stream, allow_pickle=False)
-    except DataError:
-        raise
-    except Exception as error:  # zipfile, its decompressors and numpy's parser raise a dozen kinds on damaged files
-        raise DataError(f"{path} holds no '{name}' that can be read ({short(error)}): it must be MNIST as one .npz") from error
+
+    def check(found: tuple[int, ...], dtype: np.dtype) -> None:
+        if found != shape or dtype != np.uint8:
+            raise DataError(f"{path}: '{name}' is {dtype} of shape {found}; MNIST's is uint8 of {shape}")
+
+    return read_npz(path, name, check, "it must be MNIST as one .npz")
 
 
 def _read_idx(folder: Path, split: str, kind: str, shape: tuple[int, ...]) -> UInt8[np.ndarray, "..."]:

@@ -87,6 +87,21 @@ class VQConfig(CodebookConfig):
     rotation_trick: bool = True
 
 
+def import_codebooks(estimator: str) -> Any:
+    """vector-quantize-pytorch.
+
+    Raises:
+        ConfigError: it is not installed; the message names the estimator that needs it.
+    """
+    try:
+        import vector_quantize_pytorch
+    except ImportError as error:
+        raise ConfigError(
+            f"the {estimator} estimator needs vector-quantize-pytorch: pip install 'daps-robot[vq]' ({error})"
+        ) from error
+    return vector_quantize_pytorch
+
+
 @ESTIMATORS.register("vq")
 class VQEstimator(QuantizedEstimator):
     """VQ-VAE with an EMA codebook, by vector-quantize-pytorch (the extra `vq`), which trains the codebook."""
@@ -97,14 +112,8 @@ class VQEstimator(QuantizedEstimator):
 
     def __init__(self, tokenizer: Tokenizer, config: VQConfig, total_steps: int) -> None:
         super().__init__(tokenizer, config, total_steps)
-        try:
-            from vector_quantize_pytorch import VectorQuantize
-        except ImportError as error:
-            raise ConfigError(
-                f"the vq estimator needs vector-quantize-pytorch: pip install 'daps-robot[vq]' ({error})"
-            ) from error
         vocabulary, dimensions = self._codebook().vectors.shape
-        self.quantizer = VectorQuantize(
+        self.quantizer = import_codebooks("vq").VectorQuantize(
             dimensions,
             vocabulary,
             decay=config.codebook_decay,

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from daps_robot.errors import ConfigError
 from daps_robot.estimators.base import ESTIMATORS, EstimatorConfig
-from daps_robot.estimators.quantized import CodebookConfig, QuantizedEstimator
-from daps_robot.models.blocks import TransformerConfig
+from daps_robot.estimators.quantized import CodebookConfig, QuantizedEstimator, import_codebooks
 from daps_robot.models.decoders import ChunkDecoderConfig
 from daps_robot.models.frontends import ChunkFrontEndConfig, make_front_end
 from daps_robot.models.posteriors import PosteriorConfig, QuantizedPosterior, ResidualPosterior, make_posterior
@@ -60,10 +59,18 @@ def front_end_as_large(config: TokenizerConfig, reference: TokenizerConfig) -> T
     return min((widened(r) for r in range(1, min(2 * ratio + 4, 64) + 1)), key=lambda found: abs(parameters(found) - wanted))
 
 
-def without_trunk(config: TokenizerConfig, front_end: ChunkFrontEndConfig) -> TransformerConfig:
-    """The front end's stack, with the layers that a trunk behind it would have had."""
+def fsq_on_front_end(
+    config: TokenizerConfig, front_end: ChunkFrontEndConfig, decoder: ChunkDecoderConfig, kind: Literal["causal", "registers"]
+) -> TokenizerConfig:
+    """FSQ on a front end with a token for each position, and with the layers that a trunk behind it would have had."""
     own = front_end.transformer
-    return replace(own, layers=own.layers + config.codes.transformer.layers)
+    stack = replace(own, layers=own.layers + config.codes.transformer.layers)
+    return replace(
+        config,
+        front_end=replace(front_end, tokens=config.codes.positions, kind=kind, transformer=stack),
+        posterior=PosteriorConfig("fsq", trunk=False),
+        decoder=replace(decoder, kind="queries"),
+    )
 
 
 @ESTIMATORS.register("quest")
@@ -74,13 +81,7 @@ class QueST(RivalEstimator):
 
     @classmethod
     def networks(cls, config: TokenizerConfig, front_end: ChunkFrontEndConfig, decoder: ChunkDecoderConfig) -> TokenizerConfig:
-        stack = without_trunk(config, front_end)
-        return replace(
-            config,
-            front_end=replace(front_end, tokens=config.codes.positions, kind="causal", transformer=stack),
-            posterior=PosteriorConfig("fsq", trunk=False),
-            decoder=replace(decoder, kind="queries"),
-        )
+        return fsq_on_front_end(config, front_end, decoder, "causal")
 
 
 @ESTIMATORS.register("oat")
@@ -91,14 +92,7 @@ class OAT(RivalEstimator):
 
     @classmethod
     def networks(cls, config: TokenizerConfig, front_end: ChunkFrontEndConfig, decoder: ChunkDecoderConfig) -> TokenizerConfig:
-        stack = without_trunk(config, front_end)
-        return replace(
-            config,
-            front_end=replace(front_end, tokens=config.codes.positions, kind="registers", transformer=stack),
-            posterior=PosteriorConfig("fsq", trunk=False),
-            decoder=replace(decoder, kind="queries"),
-            nested_dropout=True,
-        )
+        return replace(fsq_on_front_end(config, front_end, decoder, "registers"), nested_dropout=True)
 
 
 @dataclass(frozen=True)
@@ -121,18 +115,14 @@ class RVQ(RivalEstimator):
 
     def __init__(self, tokenizer: Tokenizer, config: RVQConfig, total_steps: int) -> None:
         super().__init__(tokenizer, config, total_steps)
-        try:
-            from loguru import logger  # the library's
-            from vector_quantize_pytorch import ResidualVQ
-        except ImportError as error:
-            raise ConfigError(
-                f"the rvq estimator needs vector-quantize-pytorch: pip install 'daps-robot[vq]' ({error})"
-            ) from error
+        library = import_codebooks("rvq")
+        from loguru import logger  # the library's
+
         logger.disable("vector_quantize_pytorch")  # it warns, level by level, that a batch holds fewer vectors than a codebook
         posterior = tokenizer.posterior
         assert isinstance(posterior, ResidualPosterior)
         levels, vocabulary, dimensions = posterior.quantizer.vectors.shape
-        self.quantizer = ResidualVQ(
+        self.quantizer = library.ResidualVQ(
             dim=dimensions,
             num_quantizers=levels,
             codebook_size=vocabulary,

@@ -12,7 +12,7 @@ from daps_robot.data.chunks import ChunkDataset
 from daps_robot.data.normalize import Scaler, near_binary
 from daps_robot.estimators.base import Loss
 from daps_robot.models.imitation import ImitationPolicy
-from daps_robot.training.metrics import squared_error
+from daps_robot.training.metrics import chunk_errors
 from daps_robot.training.objective import Objective
 from daps_robot.training.tokenizer import to_device
 from daps_robot.types import ChunkBatch, PlanRequest, Policy
@@ -66,13 +66,10 @@ def planning_error(policy: Policy, valid: ChunkDataset, scale: Float[Tensor, " a
     `rmse/i`: in action units. `chunk_error`: mean over dimensions of the squared error, each divided by the square of its
     scale. Both over all steps of a chunk, so policies of different horizons are not to be compared by them.
     """
-    error, steps = torch.zeros(valid.actions.shape[1], dtype=torch.float64), 0.0
-    for index in torch.arange(len(valid)).split(at_a_time):
-        batch = valid.gather(index)
-        plans = torch.from_numpy(policy.plan(PlanRequest(batch.observations.numpy(), index.numpy())))
-        squares, n = squared_error(batch.actions, plans, batch.mask)
-        error, steps = error + squares, steps + float(n)
+    errors = chunk_errors(
+        valid, lambda batch, index: policy.plan(PlanRequest(batch.observations.numpy(), index.numpy())), at_a_time
+    )
     return {
-        **{f"rmse/{i}": float(v) for i, v in enumerate((error / steps).sqrt())},
-        "chunk_error": float((error / steps / scale.double().square()).mean()),
+        **{f"rmse/{i}": float(v) for i, v in enumerate(errors.sqrt())},
+        "chunk_error": float((errors / scale.double().square()).mean()),
     }

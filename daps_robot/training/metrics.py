@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from daps_robot.data.chunks import ChunkDataset
+from daps_robot.types import ChunkBatch
 
 
 def code_counts(codes: Int[Tensor, "b l"], vocabulary: int) -> Int[Tensor, "l v"]:
@@ -28,6 +34,18 @@ def squared_error(
     if mask is None:
         return error.flatten(0, -2).sum(0), torch.tensor(float(error[..., 0].numel()))
     return (error * mask[..., None]).flatten(0, -2).sum(0), mask.sum().float()
+
+
+def chunk_errors(
+    valid: ChunkDataset, answer: Callable[[ChunkBatch, Int[Tensor, " b"]], Float[np.ndarray, "b h a"]], at_a_time: int = 256
+) -> Float[Tensor, " a"]:
+    """Mean of (action − answer)² over unmasked steps of all windows, per dimension; `answer` gets windows and their indices."""
+    error, steps = torch.zeros(valid.actions.shape[1], dtype=torch.float64), 0.0
+    for index in torch.arange(len(valid)).split(at_a_time):
+        batch = valid.gather(index)
+        squares, n = squared_error(batch.actions, torch.from_numpy(answer(batch, index)), batch.mask)
+        error, steps = error + squares, steps + float(n)
+    return error / steps
 
 
 def mean_squared_error(
