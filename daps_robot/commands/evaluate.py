@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -223,7 +224,8 @@ def roll_out(
         "rollouts": played.to_json(),
     }
     if isinstance(policy, LatentPolicy) and others is not None and config.ceiling_episodes:
-        report |= ceilings(env_id, policy.tokenizer, others, episodes=config.ceiling_episodes, **common)
+        usual = round(median(len(demo) for demo in demos.demos))
+        report |= ceilings(env_id, policy.tokenizer, others, usual, episodes=config.ceiling_episodes, **common)
         laps.end("ceiling")
         report |= replays(env_id, policy.tokenizer, demos, config.workers)
         laps.end("replay")

@@ -128,7 +128,7 @@ def facts(run: Run, policy: TrainedPolicy) -> str:
 
 def _code_facts(run: Run, policy: LatentPolicy) -> list[str]:
     codes = policy.tokenizer.config.codes
-    ceiling, other = run.get("ceiling_in_100_steps"), run.get("other_codes_ceiling")
+    ceiling, other = run.get("ceiling_in_short_episodes"), run.get("other_codes_ceiling")
     right, wrong = run.get("reconstruction_rmse"), run.get("other_codes_rmse")
     gain = f"{100 * (ceiling - other):.0f} <small>points of success</small>" if None not in (ceiling, other) else ""
     rmse = f"{_mean(right):.3f} <small>against {_mean(wrong):.3f}</small>" if right and wrong else ""
@@ -146,7 +146,8 @@ def _code_facts(run: Run, policy: LatentPolicy) -> list[str]:
             "Code gain",
             gain or rmse,
             (
-                f"Solved within 100 steps: {number(run, 'ceiling_in_100_steps', percent)} of the expert's episodes with the "
+                f"Solved within {number(run, 'short_episode_steps', whole)} steps (twice a demonstration, or the limit): "
+                f"{number(run, 'ceiling_in_short_episodes', percent)} of the expert's episodes with the "
                 f"right codes, {number(run, 'other_codes_ceiling', percent)} with those of another, random chunk{rebuilt}. "
                 if gain
                 else "Error (RMSE) of actions rebuilt from their own codes, against those of another, random chunk. "

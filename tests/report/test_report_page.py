@@ -167,7 +167,7 @@ ROLLOUT_KEYS = [
     "tokenizer_ceiling",
     "tokenizer_ceiling_ci95",
     "other_codes_ceiling",
-    "ceiling_in_100_steps",
+    "ceiling_in_short_episodes",
     "replay_success",
 ]
 

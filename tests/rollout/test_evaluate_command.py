@@ -90,7 +90,7 @@ def test_a_latent_policy_has_ceilings_too(demos: Path, tmp_path: Path, env_id: s
     assert report["policy_kind"] == "policy" and report["decoding"] == "expected"
     assert report["rollouts"]["settings"]["execute"] == 4
     assert report["bits_per_chunk"] == 16
-    for key in ("codes_success_rate", "tokenizer_ceiling", "other_codes_ceiling", "ceiling_in_100_steps", "chunk_error"):
+    for key in ("codes_success_rate", "tokenizer_ceiling", "other_codes_ceiling", "ceiling_in_short_episodes", "chunk_error"):
         assert report[key] >= 0, key
     assert len(report["reconstruction_rmse"]) == len(report["other_codes_rmse"]) == len(report["policy_rmse"]) == 2
 
