@@ -79,11 +79,18 @@ NARROW = LikelihoodConfig("gaussian", "per-output", min_variance=0.01, max_varia
 
 PRESETS: dict[str, Preset] = {
     "mnist": Preset(MNIST, _settings(0.5, 0.01), threshold=127),
-    "mnist-quick": Preset(MNIST, _settings(0.5, 0.01, warm_start=6000), batch_size=64, steps=7000, ema=0.99, threshold=127),
+    "mnist-quick": Preset(
+        MNIST,
+        _settings(0.5, 0.01, k=2, ess_target=0.75, warm_start=6000),
+        batch_size=64,
+        steps=7000,
+        ema=0.99,
+        threshold=127,
+    ),
     "cifar10": Preset(_pictures(32, 4, 512, 128, 2, WIDE), _settings(6.0, 0.01)),
     "cifar10-quick": Preset(
         _pictures(32, 4, 512, 64, 1, WIDE),
-        _settings(6.0, 0.01, k=4, ess_target=0.5, warm_start=6000),
+        _settings(6.0, 0.01, k=2, ess_target=0.75, warm_start=6000),
         batch_size=32,
         steps=7500,
         lr=1e-3,

@@ -38,8 +38,13 @@ STUDIES: dict[str, Variants] = {
         "eta-10": daps(trust_region="fixed", eta=10.0),
         "eta-100": daps(trust_region="fixed", eta=100.0),
     },
-    "ess-target": {f"ess-{target}": daps(ess_target=target) for target in (0.3, 0.4, 0.5, 0.75)},
-    "samples": {f"k-{k}": daps(k=k, ess_target=0.6) for k in (2, 4, 8, 16)},
+    "ess-target": {f"ess-{target}": daps(ess_target=target) for target in (0.6, 0.75, 0.9)},
+    "samples": {
+        "k-2": daps(),
+        "k-4": daps(k=4, ess_target=0.5),
+        "k-8": daps(k=8, ess_target=0.33),
+        "k-16": daps(k=16, ess_target=0.33),
+    },
     "beta": {
         "beta-.05-.01": daps(beta_start=0.05, beta_end=0.01),
         "beta-.5-.01": daps(beta_start=0.5, beta_end=0.01),
@@ -47,7 +52,7 @@ STUDIES: dict[str, Variants] = {
         "beta-1-1": daps(beta_start=1.0, beta_end=1.0),
     },
     "encoder": {"autoregressive": daps(), "factorised": ("daps-na", {})},
-    "warm-start": {"warm": daps(straight_through=0.0), "scratch": daps(warm_start_steps=0)},
+    "warm-start": {"warm": daps(straight_through=0.0), "scratch": daps(warm_start_steps=0, k=8, ess_target=0.33)},
     "straight-through": {"straight-through": daps(), "samples-only": daps(straight_through=0.0)},
 }
 """Each study's variants: label → estimator and settings."""

@@ -178,10 +178,10 @@ def configuration(job: OneRun, steps: int, validate_at: tuple[int, ...]) -> Trai
 
 
 def settings_of(job: OneRun) -> Any:
-    """The estimator's settings: the budget's, for pictures those of their preset, the variant's own."""
+    """The estimator's settings: its own defaults, the budget's, for pictures the β schedule of their preset, the variant's."""
     given: JSON = {"warm_start_steps": job.budget.warm_start_steps, "draws": job.budget.draws}
     if job.dataset in PICTURES:
-        given = {**preset(PICTURES[job.dataset]).settings, **given}
+        given |= {name: preset(PICTURES[job.dataset]).settings[name] for name in ("beta_start", "beta_end")}
     return ESTIMATORS[job.estimator].configure(**{**given, **job.overrides})
 
 
