@@ -27,7 +27,7 @@ from daps_robot.models.code_model import CodeModelConfig
 from daps_robot.models.frontends import ChunkFrontEndConfig, ObservationFrontEndConfig
 from daps_robot.models.policy import LatentPolicy, PolicyConfig
 from daps_robot.models.tokenizer import TokenizerConfig
-from daps_robot.models.vision import PictureFrontEndConfig
+from daps_robot.models.vision import front_end_for
 from daps_robot.training.distill import CodeSource, DistillObjective
 from daps_robot.training.imitation import action_scale
 from daps_robot.training.objective import TrainerConfig
@@ -131,12 +131,12 @@ def run(config: DistillPolicy) -> dict[str, float]:
         tokenizer=tokenizer.config,
         obs_keys=demos.obs_keys,
         front_end=ObservationFrontEndConfig(
-            size.history, observations.shape[1], transformer=transformer, pictures=picture_front_end(demos)
+            size.history, observations.shape[1], transformer=transformer, pictures=front_end_for(train)
         ),
         codes=CodeModelConfig(codes.positions, codes.vocabulary, size.autoregressive, transformer),
         offset_head=size.offset_head,
         quaternions=quaternions,
-        cameras=demos.seen,
+        cameras=train.cameras,
     )
     policy = LatentPolicy(networks, tokenizer, Scaler.fit(observations))
     print(f"distilling the tokenizer of {tokenizer_run} on {len(train)} windows of {demos.path}", flush=True)
@@ -153,12 +153,6 @@ def run(config: DistillPolicy) -> dict[str, float]:
     accuracy = " ".join(f"{metrics[f'accuracy/{i}']:.2f}" for i in range(codes.positions))
     print(f"validation: {metrics['nll']:.2f} nats a chunk, accuracy per position {accuracy}; policy in {out}")
     return metrics
-
-
-def picture_front_end(demos: DemoSet) -> PictureFrontEndConfig | None:
-    """How the pictures that were read are seen, if there are any."""
-    size = demos.picture_size
-    return None if size is None else PictureFrontEndConfig(len(demos.seen), *size)
 
 
 def quaternion_columns(demos: DemoSet) -> tuple[int, ...]:

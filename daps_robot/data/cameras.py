@@ -5,7 +5,7 @@ RGB, the first row at the top. No torch here: simulator workers need the names t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import h5py
@@ -53,31 +53,22 @@ def check_cameras(path: Path, wanted: Sequence[str], there: Mapping[str, tuple[i
 
 
 def read_pictures(
-    dataset: Callable[[str], h5py.Dataset], what: str, camera: str, size: tuple[int, int], steps: int
+    dataset: h5py.Dataset, what: str, camera: str, shape: tuple[int, int, int]
 ) -> UInt8[np.ndarray, "t height width 3"]:
-    """A camera's pictures of one demonstration of so many steps.
-
-    Args:
-        dataset: finds a data set of the demonstration, such as "obs/front_image", and refuses what is none.
-        what: file and name of the demonstration, for messages.
-        camera: whose.
-        size: height and width of the first demonstration's.
-        steps: of the demonstration.
+    """A camera's pictures of one demonstration, which must have this many steps, height and width.
 
     Raises:
-        DataError: they are not there, or not such pictures.
+        DataError: they are not such pictures, or cannot be read; `what` names file and demonstration.
     """
-    where = f"obs/{image_key(camera)}"
-    pictures = dataset(where)
-    expected = (steps, *size, 3)
-    if pictures.shape != expected or not _is_pictures(pictures):
+    where, expected = f"'obs/{image_key(camera)}'", (*shape, 3)
+    if dataset.shape != expected or not _is_pictures(dataset):
         raise DataError(
-            f"{what}: '{where}' is {pictures.dtype} of shape {pictures.shape}; uint8 of {expected} is needed, a picture a step."
+            f"{what}: {where} is {dataset.dtype} of shape {dataset.shape}; uint8 of {expected} is needed, a picture a step."
         )
     try:
-        return pictures[()]
+        return dataset[()]
     except (OSError, RuntimeError, ValueError) as error:
-        raise DataError(f"{what}: '{where}' cannot be read ({short(error)}); the file is damaged, copy it again.") from error
+        raise DataError(f"{what}: {where} cannot be read ({short(error)}); the file is damaged, copy it again.") from error
 
 
 def _is_pictures(dataset: h5py.Dataset) -> bool:

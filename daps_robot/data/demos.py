@@ -20,12 +20,12 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
+from jaxtyping import UInt8
 
 from daps_robot.data.cameras import OBJECT_KEY, cameras_in, check_cameras, image_key, read_pictures
 from daps_robot.data.demo_checks import asked_keys, check_bytes, check_finite, natural, split_names
@@ -180,6 +180,19 @@ def read_hdf5(path: Path, obs_keys: Sequence[str] | None, finite: bool = True, c
     return DemoSet(path, demos, train, valid, reader.obs_keys, env_args, file_sha256(path), env_id, reader.there)
 
 
+def images_of(demos: DemoSet, name: str) -> dict[str, UInt8[np.ndarray, "t height width 3"]]:
+    """The pictures of one demonstration, of every camera that its file has some of; of a LeRobot folder none.
+
+    Raises:
+        DataError: they are damaged, or too large.
+    """
+    if not demos.cameras:
+        return {}
+    with open_file(demos.path) as file, damage_named(demos.path):
+        reader = _DemoReader(demos.path, file["data"], [name], demos.obs_keys, True, ())
+        return reader.images(name, tuple(demos.cameras), len(demos.select([name])[0]))
+
+
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as stream:
@@ -245,11 +258,15 @@ class _DemoReader:
         obs = {key: self._numbers(name, f"obs/{key}", np.float32, steps) for key in self.obs_keys}
         states = self._numbers(name, "states", np.float64, steps) if "states" in group else None
         seed = group.attrs.get("seed")
-        images = {
-            camera: read_pictures(partial(self._dataset, name), f"{self.path}: {name}", camera, self.there[camera], steps)
-            for camera in self.cameras
-        }
+        images = self.images(name, self.cameras, steps)
         return Demo(name, actions, obs, states, int(seed) if isinstance(seed, int | np.integer) else None, images)
+
+    def images(self, name: str, cameras: Sequence[str], steps: int) -> dict[str, UInt8[np.ndarray, "t height width 3"]]:
+        """What cameras saw of one demonstration of so many steps."""
+        sets = {camera: self._dataset(name, f"obs/{image_key(camera)}") for camera in cameras}
+        check_bytes(self.path, sum(dataset.nbytes for dataset in sets.values()), self.path.stat().st_size)
+        what = f"{self.path}: {name}"
+        return {camera: read_pictures(found, what, camera, (steps, *self.there[camera])) for camera, found in sets.items()}
 
     def _numbers(self, name: str, where: str, dtype: Any, steps: int | None = None) -> np.ndarray:
         """(t d) finite numbers of a demonstration, `steps` rows of them where that is given."""

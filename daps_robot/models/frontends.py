@@ -7,12 +7,12 @@ from typing import Literal
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from daps_robot.errors import ConfigError
 from daps_robot.models.blocks import TransformerConfig, TransformerEncoder, causal_mask
-from daps_robot.models.vision import PictureFrontEnd, PictureFrontEndConfig
+from daps_robot.models.vision import Images, PictureFrontEnd, PictureFrontEndConfig
 
 
 @dataclass(frozen=True)
@@ -230,9 +230,7 @@ class ObservationFrontEnd(nn.Module):
         self.pictures = None if pictures is None else PictureFrontEnd(pictures, config.transformer.width)
         self.encoder = TransformerEncoder(config.transformer, config.history * tokens)
 
-    def forward(
-        self, x: Float[Tensor, "b n o"], images: UInt8[Tensor, "b n c height width 3"] | None = None
-    ) -> Float[Tensor, "b m d"]:
+    def forward(self, x: Float[Tensor, "b n o"], images: Images = None) -> Float[Tensor, "b m d"]:
         """Raises ConfigError where pictures are missing."""
         tokens = rearrange(self.embed(x), "b n (i d) -> b (n i) d", i=self.tokens_per_step)
         if self.pictures is None:

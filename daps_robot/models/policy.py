@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from daps_robot.data.normalize import Scaler
@@ -26,7 +26,7 @@ from daps_robot.models.frontends import ChunkFrontEndConfig, ObservationFrontEnd
 from daps_robot.models.pretrained import load_pretrained, restore, save_pretrained
 from daps_robot.models.sampling import beam, expected_embedding, greedy, sample
 from daps_robot.models.tokenizer import Tokenizer, TokenizerConfig
-from daps_robot.models.vision import check_cameras_seen, on_device, picture_size
+from daps_robot.models.vision import Images, check_cameras_seen, on_device, picture_size
 from daps_robot.types import PlanRequest
 
 
@@ -184,15 +184,11 @@ class LatentPolicy(nn.Module):
             binary = likelihood.binary if likelihood and likelihood.kind == "action" else ()
             self.offset = OffsetHead(config.front_end.transformer.width, self.horizon, self.action_dim, binary)
 
-    def observe(
-        self, observations: Float[Tensor, "b n o"], images: UInt8[Tensor, "b n c height width 3"] | None = None
-    ) -> Float[Tensor, "b m d"]:
+    def observe(self, observations: Float[Tensor, "b n o"], images: Images = None) -> Float[Tensor, "b m d"]:
         """Memory tokens of observations (in their own units), and of pictures for a policy with cameras."""
         return self.front_end(self.scaler.normalize(expand_quaternions(observations, self.config.quaternions)), images)
 
-    def prepare(
-        self, observations: Float[Tensor, "b n o"], images: UInt8[Tensor, "b n c height width 3"] | None = None
-    ) -> Memory:
+    def prepare(self, observations: Float[Tensor, "b n o"], images: Images = None) -> Memory:
         """Encode observations (in their own units) once, for whatever is then drawn or scored."""
         return self.code_model.prepare(self.observe(observations, images))
 
@@ -202,10 +198,7 @@ class LatentPolicy(nn.Module):
 
     @torch.no_grad()
     def codes(
-        self,
-        observations: Float[Tensor, "b n o"],
-        keys: Int[np.ndarray, " b"] | None = None,
-        images: UInt8[Tensor, "b n c height width 3"] | None = None,
+        self, observations: Float[Tensor, "b n o"], keys: Int[np.ndarray, " b"] | None = None, images: Images = None
     ) -> Int[Tensor, "b l"]:
         """One code sequence per observation, by the configured decoding (the most likely one under "expected").
 
@@ -234,10 +227,7 @@ class LatentPolicy(nn.Module):
 
     @torch.no_grad()
     def chunks(
-        self,
-        observations: Float[Tensor, "b n o"],
-        keys: Int[np.ndarray, " b"] | None = None,
-        images: UInt8[Tensor, "b n c height width 3"] | None = None,
+        self, observations: Float[Tensor, "b n o"], keys: Int[np.ndarray, " b"] | None = None, images: Images = None
     ) -> Float[Tensor, "b h a"]:
         """One action chunk per observation, both in the environment's units."""
         tokenizer, tokens, decoding = self.tokenizer, self.observe(observations, images), self.config.decoding

@@ -16,8 +16,12 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from daps_robot import parallel
+from daps_robot.data.chunks import ChunkDataset
 from daps_robot.errors import ConfigError
 from daps_robot.types import PlanRequest
+
+Images = UInt8[Tensor, "b n c height width 3"] | None
+"""What cameras saw beside a batch of observation histories, for a policy that has some."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,12 @@ def check_cameras_seen(cameras: tuple[str, ...], config: PictureFrontEndConfig |
         raise ConfigError(f"a front end for {seen} cameras does not see {', '.join(cameras) or 'none'}")
 
 
-def on_device(request: PlanRequest, device: torch.device) -> tuple[Float[Tensor, "b n o"], Tensor | None]:
+def front_end_for(data: ChunkDataset) -> PictureFrontEndConfig | None:
+    """How the pictures of windows are seen, if they have any."""
+    return PictureFrontEndConfig(len(data.cameras), *data.pictures[0][0].shape[1:3]) if data.cameras else None
+
+
+def on_device(request: PlanRequest, device: torch.device) -> tuple[Float[Tensor, "b n o"], Images]:
     """What a policy is to plan from, observations and pictures, as tensors there."""
     images = None if request.images is None else torch.from_numpy(request.images).to(device)
     return torch.from_numpy(request.observations).to(device), images

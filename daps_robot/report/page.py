@@ -46,6 +46,7 @@ def body(run: Run, policy: TrainedPolicy, demos: DemoSet, name: str) -> list[str
         sections.videos(run),
         *([curves.tokenizer_curves(run, policy)] if isinstance(policy, LatentPolicy) else []),
         curves.policy_curves(run, policy),
+        sections.seen(policy, demos),
         sections.chunks(policy, demos),
         *([sections.codes(policy, demos)] if isinstance(policy, LatentPolicy) else []),
         sections.errors(run, demos, latent),

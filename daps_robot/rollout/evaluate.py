@@ -245,11 +245,10 @@ def check_fit(policy: Policy, layout: Layout, env_id: str) -> None:
             f"the policy was made for {wanted} observation values, but {env_id} gives {sum(dims.values())} ({parts}); "
             "was it trained on another task?"
         )
+    wanted = getattr(policy, "picture_size", None)
     for camera in getattr(policy, "cameras", ()):
-        if (size := layout.pictures[image_key(camera)]) != policy.picture_size:
-            raise SimulationError(
-                f"the policy was made for pictures of {policy.picture_size} pixels, but {env_id} gives {size} from {camera}"
-            )
+        if (size := layout.pictures[image_key(camera)]) != wanted:
+            raise SimulationError(f"the policy was made for pictures of {wanted} pixels, but {env_id} gives {size} from {camera}")
     wanted = getattr(policy, "action_dim", None)
     if wanted is not None and wanted != len(layout.low):
         raise SimulationError(

@@ -202,7 +202,7 @@ class Slot:
             self._step += 1
             self._see(observation)
             success = succeeded(info, self.task.spec.id)
-            if executed > unseen and not success:
+            if executed > unseen and not success and self._step < self._limit:
                 self._look(observation)
             self._score = max(self._score, score_of(info, success, self.task.spec.id))
             if success or terminated or truncated or self._step >= self._limit:
