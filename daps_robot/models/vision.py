@@ -72,7 +72,10 @@ def check_cameras_seen(cameras: tuple[str, ...], config: PictureFrontEndConfig |
 
 def front_end_for(data: ChunkDataset) -> PictureFrontEndConfig | None:
     """How the pictures of windows are seen, if they have any."""
-    return PictureFrontEndConfig(len(data.cameras), *data.pictures[0][0].shape[1:3]) if data.cameras else None
+    if not data.cameras:
+        return None
+    _, height, width, _ = data.pictures[0][0].shape
+    return PictureFrontEndConfig(len(data.cameras), height, width)
 
 
 def on_device(request: PlanRequest, device: torch.device) -> tuple[Float[Tensor, "b n o"], Images]:

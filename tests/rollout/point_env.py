@@ -156,7 +156,7 @@ class PointPolicy:
         return np.clip(heading[:, None] + self.noise * noise, -1, 1).astype(np.float32)
 
 
-SEEN = (6, 8)
+SEEN = (24, 28)
 """Height and width of the point's pictures."""
 
 

@@ -64,7 +64,7 @@ def test_what_cannot_be_seen_is_refused() -> None:
         play("test/Point-v0", SeeingPolicy())
     larger = SeeingPolicy()
     larger.picture_size = (84, 84)
-    with pytest.raises(SimulationError, match=r"made for pictures of \(84, 84\) pixels, but .* gives \(6, 8\) from right"):
+    with pytest.raises(SimulationError, match=r"made for pictures of \(84, 84\) pixels, but .* gives \(24, 28\) from right"):
         play(SEEING, larger)
     with pytest.raises(SimulationError, match="no GL here"):
         play(SEEING, SeeingPolicy(), env_kwargs={"blind": True})
