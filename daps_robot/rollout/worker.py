@@ -187,7 +187,8 @@ class Slot:
         Raises:
             SimulationError: naming episode and step, where the environment raises or does not report success.
         """
-        unseen = len(actions) - self.task.history
+        goes_on = self._step + len(actions) < self._limit
+        unseen = len(actions) - self.task.history if goes_on else len(actions)
         for executed, action in enumerate(actions[: self._limit - self._step], start=1):
             if self._expert is not None:
                 self._expert.act(self._observation)  # its memory follows what really happens; the action is not used
@@ -202,7 +203,7 @@ class Slot:
             self._step += 1
             self._see(observation)
             success = succeeded(info, self.task.spec.id)
-            if executed > unseen and not success and self._step < self._limit:
+            if executed > unseen and not success:
                 self._look(observation)
             self._score = max(self._score, score_of(info, success, self.task.spec.id))
             if success or terminated or truncated or self._step >= self._limit:

@@ -88,7 +88,7 @@ def test_a_policy_with_cameras_is_trained_and_evaluated(watched: Path, tmp_path:
     report = evaluate.run(Evaluate(tmp_path / "run", rollout=ROLLOUTS))
     assert report["episodes"] == 3 and report["policy_latency_ms"]["p50"] > 0
     assert "What the policy sees" in (tmp_path / "run" / "report.html").read_text()
-    with pytest.raises(SimulationError, match="has no pictures of right, left"):
+    with pytest.raises(SimulationError, match="has no right_image, left_image in what it observes"):
         evaluate.run(Evaluate(tmp_path / "run", env="test/Point-v0", rollout=ROLLOUTS))
 
 

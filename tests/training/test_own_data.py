@@ -126,7 +126,7 @@ def watched(path):
 
 def test_a_policy_with_a_camera(place, capsys):
     dataset = watched(place)
-    command(InspectData, inspect_data, dataset)
+    command(InspectData, inspect_data, "--dataset", dataset)
     assert "cameras: front 24×32" in capsys.readouterr().out
     assert "data:image/png" in (place / "runs" / "watched" / "data.html").read_text()
     command(TrainActionVAE, run_train, "--dataset", dataset, *TRAIN.split())
