@@ -46,15 +46,16 @@ class PictureFrontEndConfig:
     tokens: int = 2
 
     def __post_init__(self) -> None:
-        if min(self.cameras, self.places, self.tokens, *self.channels) < 1 or not self.channels or self.margin < 0:
-            raise ConfigError(
-                f"{self.cameras} cameras, convolutions of {self.channels} channels, {self.places} places, {self.tokens} tokens "
-                f"must each be at least 1, the margin {self.margin} at least 0"
-            )
+        if not 1 <= len(self.channels) <= 8:
+            raise ConfigError(f"{len(self.channels)} convolutions of pictures: from 1 to 8")
+        for name in ("cameras", "channels", "places", "tokens"):
+            value = getattr(self, name)
+            if not all(1 <= number <= 1024 for number in (value if isinstance(value, tuple) else (value,))):
+                raise ConfigError(f"{name} {value} of pictures must be from 1 to 1024")
         least = 2 ** (len(self.channels) + 1) + self.margin
-        if not least <= min(self.height, self.width) <= max(self.height, self.width) <= 4096:
+        if self.margin < 0 or not least <= min(self.height, self.width) <= max(self.height, self.width) <= 4096:
             raise ConfigError(
-                f"pictures of {self.height} × {self.width}: each from {least} to 4096 pixels for these convolutions"
+                f"pictures of {self.height} × {self.width}, crops less {self.margin}: these convolutions take {least} to 4096 pixels"
             )
 
 
