@@ -55,7 +55,7 @@ class PictureFrontEndConfig:
         least = 2 ** (len(self.channels) + 1) + self.margin
         if self.margin < 0 or not least <= min(self.height, self.width) <= max(self.height, self.width) <= 4096:
             raise ConfigError(
-                f"pictures of {self.height} × {self.width}, crops less {self.margin}: these convolutions take {least} to 4096 pixels"
+                f"pictures of {self.height} × {self.width}, less {self.margin}: these convolutions take {least} to 4096 pixels"
             )
 
 
