@@ -5,6 +5,7 @@ Axis letters, in every shape of this package:
     b  batch                 k  samples per input      l  positions in a code sequence
     v  vocabulary size       d  embedding width        h  chunk horizon (steps)
     n  observation history   a  action dimension       o  observation dimension (all keys, flattened)
+    c  cameras
     t  steps of a demo       m  memory tokens
 
 Time, for a decision taken at step t:
@@ -17,12 +18,12 @@ Time, for a decision taken at step t:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
 
@@ -36,6 +37,7 @@ class Demo:
         obs: observation key -> (t o_key) float32; row i is what was seen before action i.
         states: (t s) float64 flattened MuJoCo states (time, qpos, qvel) before each action, or None where the file has none.
         seed: the seed that the environment was reset with, or None where it is not known.
+        images: camera -> (t height width 3) what it saw before each action, in RGB, of the cameras that were asked for.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Demo:
     obs: Mapping[str, Float[np.ndarray, "t _"]]
     states: Float[np.ndarray, "t s"] | None = None
     seed: int | None = None
+    images: Mapping[str, UInt8[np.ndarray, "t height width 3"]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -59,11 +62,13 @@ class ChunkBatch(NamedTuple):
         actions: (b h a); steps past the end of the demonstration repeat its last action.
         mask: (b h) True where the step belongs to the demonstration.
         observations: (b n o); steps before the start repeat the first observation.
+        images: (b n c height width 3) likewise, of demonstrations with pictures.
     """
 
     actions: Float[Tensor, "b h a"]
     mask: Bool[Tensor, "b h"]
     observations: Float[Tensor, "b n o"]
+    images: UInt8[Tensor, "b n c height width 3"] | None = None
 
 
 @dataclass(frozen=True)
@@ -74,11 +79,19 @@ class PlanRequest:
         observations: (b n o) float32, keys in the policy's `obs_keys` order.
         keys: (b,) one number per row that alone decides the row's sampling noise, whatever else is in the batch.
         expert_chunk: (b h a) the scripted expert's next h actions, only for a policy with `needs_expert`.
+        images: (b n c height width 3) RGB, cameras in the order of the policy's `cameras`, only for a policy that has some.
     """
 
     observations: Float[np.ndarray, "b n o"]
     keys: Int[np.ndarray, " b"]
     expert_chunk: Float[np.ndarray, "b h a"] | None = None
+    images: UInt8[np.ndarray, "b n c height width 3"] | None = None
+
+
+def plan_request(batch: ChunkBatch, keys: Int[Tensor, " b"]) -> PlanRequest:
+    """What a policy would be asked at the windows of a batch."""
+    images = None if batch.images is None else batch.images.numpy()
+    return PlanRequest(batch.observations.numpy(), keys.numpy(), images=images)
 
 
 @runtime_checkable
@@ -103,9 +116,13 @@ class TrainedPolicy(Policy, Protocol):
         kind: the name under which it is saved (see `daps_robot.models.policies.POLICIES`).
         observation_dim, action_dim: o and a.
         execute: e, the steps of a plan that it is meant to be executed for.
+        cameras: whose pictures it sees, in this order; () for a policy of numbers alone.
+        picture_size: height and width of these pictures; None without cameras.
     """
 
     kind: str
+    cameras: tuple[str, ...]
+    picture_size: tuple[int, int] | None
     observation_dim: int
     action_dim: int
     execute: int

@@ -24,17 +24,15 @@ from tqdm import tqdm
 from daps_robot.data.catalog import dataset_name, fetch
 from daps_robot.data.demo_writer import put_whole
 from daps_robot.data.demos import DemoSet, read_demos
-from daps_robot.data.env_args import env_differences, named_env
 from daps_robot.envs import tasks
 from daps_robot.envs.control import CONTROLLERS
 from daps_robot.envs.converter import Converter, Replay, start_worker, work
-from daps_robot.envs.registration import ACTIONS, ENV_CLASSES, env_id_of
+from daps_robot.envs.recorded import recorded_task
+from daps_robot.envs.registration import ENV_CLASSES
 from daps_robot.envs.workers import worker_pool
 from daps_robot.errors import ConfigError, DataError
 from daps_robot.rollout.vector import worker_count
 from daps_robot.types import JSON, Demo
-
-_READABLE = f"the relative and absolute ones of {', '.join(ENV_CLASSES)} can be converted"
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,8 @@ def run(config: ConvertActions) -> list[Replay]:
     if out.exists() and not config.overwrite:
         raise DataError(f"{out} exists: choose another --out, or pass --overwrite to replace it.")
     demos = read_demos(fetch(config.dataset))
-    task, source = _known(demos, config.to)
+    task, source = recorded_task(demos)
+    _check(demos, source, config.to)
     actions, replays = [], []
     for new, replay in tqdm(_in_workers(task, source, config.to, demos.demos, config.workers), total=len(demos), disable=None):
         actions.append(new)
@@ -88,26 +87,15 @@ def run(config: ConvertActions) -> list[Replay]:
     return replays
 
 
-def _known(demos: DemoSet, to: str) -> tuple[str, str]:
-    """The task's id and the way its actions are written down, if they can be converted."""
-    known = {env_id_of(task, actions): (task, actions) for task in ENV_CLASSES for actions in ACTIONS}
-    named = named_env(demos.env_args)
-    if named not in known:
-        raise DataError(f"{demos.path}: actions of {named or 'an unnamed environment'} are not known; {_READABLE}.")
-    if differences := env_differences(demos.env_args):
-        raise DataError(f"{demos.path} was recorded in another set-up than {named} has here ({'; '.join(differences[:3])}).")
-    task, source = known[named]
+def _check(demos: DemoSet, source: str, to: str) -> None:
+    """Raises ConfigError or DataError where actions cannot be converted."""
     if source == to:
         raise ConfigError(f"{demos.path} holds {to} actions already.")
     if source == "joint":
         raise ConfigError(f"{demos.path} holds joint angles, which name no pose: convert the file that it was made from.")
     size = len(CONTROLLERS[source].units)
     if demos.action_dim != size:
-        raise DataError(f"{demos.path}: its {demos.action_dim}-dimensional actions are not our {source} ones; {_READABLE}.")
-    lacking = [demo.name for demo in demos.demos if demo.states is None]
-    if lacking:
-        raise DataError(f"{demos.path}: {lacking[0]} has no simulator states, on which the meaning of its actions depends.")
-    return task, source
+        raise DataError(f"{demos.path}: its {demos.action_dim}-dimensional actions are not our {source} ones.")
 
 
 def _in_workers(

@@ -6,6 +6,7 @@ import atexit
 import ctypes.util
 import importlib
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,19 +21,20 @@ _REMEDY = (
 _COLLISION_GEOMS = 0
 
 
-class Camera:
-    """Draws a model as one of its cameras sees it, without shadows, reflections or anti-aliasing (they cost most of the time).
+class Cameras:
+    """Draws a model as some of its cameras see it, without shadows, reflections or anti-aliasing (they cost most of the time).
 
-    The simulation is not touched: its positions are copied into a second `MjData`.
+    The simulation is not touched: its positions are copied into a second `MjData`. A picture is a function of the model and
+    these positions alone, the same for a recorded state and for one that a rollout passes through.
     """
 
-    def __init__(self, model: Any, name: str = "agentview", width: int = 256, height: int = 256) -> None:
+    def __init__(self, model: Any, names: Sequence[str], size: int) -> None:
         """Opens an OpenGL context.
 
         Args:
             model: a `mujoco.MjModel`.
-            name: the camera.
-            width, height: of the picture, in pixels.
+            names: the cameras, which the model must have.
+            size: height and width of a picture, in pixels.
 
         Raises:
             SimulationError: no OpenGL library is there, or it gives no context; the message says what to install.
@@ -40,13 +42,13 @@ class Camera:
         import mujoco
 
         self._mujoco, self._model, self._data = mujoco, model, mujoco.MjData(model)
-        self._context = _open_context(width, height)
+        self._context = _open_context(size, size)
         self._context.make_current()
         model.vis.quality.offsamples = 0
         self._painter = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
         atexit.register(self.close)  # registered after MuJoCo's own end of EGL, so it runs before that
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._painter)
-        self._rectangle = mujoco.MjrRect(0, 0, width, height)
+        self._rectangle = mujoco.MjrRect(0, 0, size, size)
         self._scene = mujoco.MjvScene(model, maxgeom=1000)
         for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
             self._scene.flags[flag] = 0
@@ -54,11 +56,11 @@ class Camera:
         self._options.geomgroup[_COLLISION_GEOMS] = 0
         self._viewpoint = mujoco.MjvCamera()
         self._viewpoint.type = mujoco.mjtCamera.mjCAMERA_FIXED
-        self._viewpoint.fixedcamid = model.camera(name).id
-        self._pixels = np.empty((height, width, 3), np.uint8)
+        self._ids = [model.camera(name).id for name in names]
+        self._size = size
 
-    def draw(self, data: Any) -> UInt8[np.ndarray, "height width 3"]:
-        """A picture of the simulation as it stands.
+    def draw(self, data: Any) -> UInt8[np.ndarray, "c size size 3"]:
+        """Pictures of the simulation as it stands, one for each camera.
 
         Args:
             data: a `mujoco.MjData` of the model.
@@ -66,24 +68,19 @@ class Camera:
         Returns:
             RGB in 0..255, first row at the top.
         """
-        mujoco = self._mujoco
+        mujoco, pixels = self._mujoco, np.empty((len(self._ids), self._size, self._size, 3), np.uint8)
         self._data.qpos[:] = data.qpos
         mujoco.mj_kinematics(self._model, self._data)
         mujoco.mj_comPos(self._model, self._data)
         mujoco.mj_camlight(self._model, self._data)
         self._context.make_current()
-        mujoco.mjv_updateScene(
-            self._model,
-            self._data,
-            self._options,
-            None,
-            self._viewpoint,
-            mujoco.mjtCatBit.mjCAT_ALL,
-            self._scene,
-        )
-        mujoco.mjr_render(self._rectangle, self._scene, self._painter)
-        mujoco.mjr_readPixels(self._pixels, None, self._rectangle, self._painter)
-        return np.ascontiguousarray(self._pixels[::-1])
+        everything = mujoco.mjtCatBit.mjCAT_ALL
+        for picture, camera in zip(pixels, self._ids, strict=True):
+            self._viewpoint.fixedcamid = camera
+            mujoco.mjv_updateScene(self._model, self._data, self._options, None, self._viewpoint, everything, self._scene)
+            mujoco.mjr_render(self._rectangle, self._scene, self._painter)
+            mujoco.mjr_readPixels(picture, None, self._rectangle, self._painter)
+        return np.ascontiguousarray(pixels[:, ::-1])  # OpenGL begins at the bottom
 
     def close(self) -> None:
         """Gives the OpenGL context back."""

@@ -8,6 +8,9 @@ Observations carry robomimic's names (those of its low-dimensional data sets):
     object               (10) Lift: position, quaternion, position less robot0_eef_pos
                          (14) Can, Square: position and quaternion seen from the hand, position, quaternion in the world
 
+With `cameras`, also their pictures, `<camera>_image` (size size 3) uint8 (robomimic's image data sets have "agentview" and
+"robot0_eye_in_hand").
+
 They are taken after the control step, from the state that the next action starts in, as robomimic's converter takes them when
 it replays states (robosuite's own `step` returns those of 48 ms earlier).
 
@@ -21,6 +24,7 @@ reset and step.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import gymnasium
@@ -28,6 +32,7 @@ import numpy as np
 from gymnasium import spaces
 from jaxtyping import Float, UInt8
 
+from daps_robot.data.cameras import image_key
 from daps_robot.envs.control import CONTROLLERS, ArmController
 from daps_robot.envs.registration import env_id_of
 from daps_robot.envs.simulator import CONTROL_FREQUENCY, ROBOSUITE_VERSION, build_robosuite, robosuite_arguments
@@ -48,6 +53,8 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
     Attributes:
         actions: "relative", "absolute" or "joint".
         controller: that takes them.
+        drawing: whether observations hold the cameras' pictures. They cost ten times what a step does: who needs but some of
+            them sets this to False, and asks `pictures` for those.
         model_xml: the MuJoCo model, as robomimic's data sets store it.
         start_seed: what the present episode was seeded with.
     """
@@ -58,15 +65,23 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
     _body: ClassVar[str]
     _object_size: ClassVar[int]
 
-    def __init__(self, render_mode: str | None = None, actions: str = "relative") -> None:
-        """Builds the model (half a second).
+    def __init__(
+        self,
+        render_mode: str | None = None,
+        actions: str = "relative",
+        cameras: Sequence[str] = (),
+        camera_size: int = 84,
+    ) -> None:
+        """Builds the model (half a second). No OpenGL is needed before the first picture.
 
         Args:
             render_mode: "rgb_array" or None.
             actions: how actions are written down: "relative", "absolute" or "joint".
+            cameras: whose pictures are observed.
+            camera_size: height and width of these, in pixels.
 
         Raises:
-            SimulationError: robosuite is not installed, or the render mode or the actions are not known.
+            SimulationError: robosuite is not installed, or the render mode, the actions or a camera are not known.
         """
         if render_mode not in (None, "rgb_array"):
             raise SimulationError(f"render_mode {render_mode!r} is not known; use 'rgb_array' or None.")
@@ -77,15 +92,23 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
         self.observation_space = spaces.Dict(
             {key: spaces.Box(-np.inf, np.inf, (size,), np.float32) for key, size in sizes.items()}
         )
+        if not 1 <= camera_size <= 4096:
+            raise SimulationError(f"camera_size={camera_size}: pictures have from 1 to 4096 rows.")
+        self.cameras, self.camera_size, self.drawing = tuple(cameras), camera_size, True
+        for camera in self.cameras:
+            self.observation_space[image_key(camera)] = spaces.Box(0, 255, (camera_size, camera_size, 3), np.uint8)
         self.start_seed: int | None = None
-        self._camera: Any = None
+        self._opened: dict[tuple[tuple[str, ...], int], Any] = {}
         self._build()
+        known = [self._model.camera(i).name for i in range(self._model.ncam)]
+        if unknown := [camera for camera in self.cameras if camera not in known]:
+            raise SimulationError(f"{self.robosuite_name} has no camera {', '.join(unknown)}; it has {', '.join(known)}.")
         low, high = self.controller.low, self.controller.high
         self.action_space = spaces.Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)
 
     def _build(self) -> None:
         """(Re)creates model, data and controller."""
-        self._close_camera()
+        self._close_cameras()
         self._suite = build_robosuite(self.robosuite_name)
         import mujoco  # after robosuite, whose import sees to it that MuJoCo imports also where OpenGL is missing
 
@@ -264,29 +287,44 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
         """
         if self.render_mode is None:
             return None
-        if self._camera is None:
-            from daps_robot.envs.render import Camera
+        return self._draw(("agentview",), 256)[0]
 
-            self._camera = Camera(self._model)
-        return self._camera.draw(self._data)
+    def pictures(self) -> dict[str, UInt8[np.ndarray, "size size 3"]]:
+        """What the cameras see of the present state, by observation key.
+
+        Raises:
+            SimulationError: no OpenGL library works here; the message says what to install.
+        """
+        if not self.cameras:
+            return {}
+        drawn = self._draw(self.cameras, self.camera_size)
+        return {image_key(camera): picture for camera, picture in zip(self.cameras, drawn, strict=True)}
+
+    def _draw(self, cameras: tuple[str, ...], size: int) -> UInt8[np.ndarray, "c size size 3"]:
+        """Pictures of the present state; each kind keeps its OpenGL context."""
+        if (cameras, size) not in self._opened:
+            from daps_robot.envs.render import Cameras
+
+            self._opened[cameras, size] = Cameras(self._model, cameras, size)
+        return self._opened[cameras, size].draw(self._data)
 
     def close(self) -> None:
-        """Gives an open OpenGL context back."""
-        self._close_camera()
+        """Gives open OpenGL contexts back."""
+        self._close_cameras()
 
-    def _close_camera(self) -> None:
-        if self._camera is not None:
-            self._camera.close()
-            self._camera = None
+    def _close_cameras(self) -> None:
+        while self._opened:
+            self._opened.popitem()[1].close()
 
     def _observe(self) -> Observation:
         quat = self._hand_quat
-        return {
+        numbers = {
             "robot0_eef_pos": self._eef_pos.astype(np.float32),
             "robot0_eef_quat": quat[[1, 2, 3, 0]].astype(np.float32),
             "robot0_gripper_qpos": self._data.qpos[self._finger_index].astype(np.float32),
             "object": self._observe_object().astype(np.float32),
         }
+        return numbers | self.pictures() if self.drawing else numbers
 
     def _observe_object(self) -> Float[np.ndarray, " o"]:
         """Pose seen from the hand (position between the fingers, the hand's axes), then pose in the world."""

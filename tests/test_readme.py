@@ -21,6 +21,7 @@ STUDY = ["--seeds", "1", "--episodes", "2", "--ceiling-episodes", "2", "--max-st
 SMALL = {
     "collect_demos.py": ["--demos", "6"],
     "convert_actions.py": [],
+    "render_demos.py": ["--cameras", "agentview", "--size", "24"],
     "train_action_vae.py": [*TRAIN, "--warm-start-steps", "6", "--width", "16", "--layers", "1"],
     "inspect_data.py": [],
     "distill_policy.py": [*TRAIN, "--width", "16", "--layers", "1"],
@@ -72,6 +73,8 @@ def run_small(commands: list[list[str]], place: Path) -> None:
         arguments = [argument.replace("compare/lift-small", "compare/lift-test") for argument in arguments]  # --preset test
         arguments = [argument.replace("path/to/pictures", "pictures") for argument in arguments]
         done = run([str(ROOT / command[1]), *arguments, *SMALL[Path(command[1]).name]], place)
+        if "Rendering needs an OpenGL library" in done.stderr:
+            pytest.skip("no OpenGL here to render with")
         assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
 
 

@@ -27,6 +27,7 @@ from daps_robot.models.code_model import CodeModelConfig
 from daps_robot.models.frontends import ChunkFrontEndConfig, ObservationFrontEndConfig
 from daps_robot.models.policy import LatentPolicy, PolicyConfig
 from daps_robot.models.tokenizer import TokenizerConfig
+from daps_robot.models.vision import front_end_for
 from daps_robot.training.distill import CodeSource, DistillObjective
 from daps_robot.training.imitation import action_scale
 from daps_robot.training.objective import TrainerConfig
@@ -68,7 +69,10 @@ class DistillPolicy:
         resume: go on with an interrupted run in that directory.
         overwrite: throw a run away that is in that directory.
         codes: learn from codes sampled from q(z|x), or from its most likely ones.
-        obs_keys: observation keys; by default the low-dimensional ones of the file.
+        cameras: whose pictures it sees, such as agentview robot0_eye_in_hand (scripts/render_demos.py makes them); by default
+            none, and numbers alone.
+        obs_keys: observation keys; by default the low-dimensional ones of the file, beside cameras without `object`: where things
+            are, they are to see.
         obs_rotation: let the networks see the keys that end in _quat as 6-D rotations, which know no sign and no jumps.
         env: Gymnasium id to roll out in, or "none"; by default what the tokenizer was trained with, else what the data set names.
         demonstrations: learn from so many of the training split, drawn by the seed; by default from as many as the tokenizer did.
@@ -82,6 +86,7 @@ class DistillPolicy:
     resume: bool = False
     overwrite: bool = False
     codes: CodeSource = "sampled"
+    cameras: tuple[str, ...] = ()
     obs_keys: tuple[str, ...] = ()
     obs_rotation: Literal["as-recorded", "6d"] = "as-recorded"
     env: str | None = None
@@ -105,7 +110,8 @@ def run(config: DistillPolicy) -> dict[str, float]:
     dataset = config.dataset or run_description(tokenizer_run)["dataset"]["path"]
     count = inherited_demonstrations(config, tokenizer_run)
     config = replace(config, env=config.env or env_of(tokenizer_run), demonstrations=count)
-    demos = read_demos(fetch(dataset), config.obs_keys or None).fewer(config.demonstrations, config.trainer.seed)
+    demos = read_demos(fetch(dataset), config.obs_keys or None, cameras=config.cameras)
+    demos = demos.fewer(config.demonstrations, config.trainer.seed)
     if isinstance(tokenizer.config, TokenizerConfig) and not isinstance(tokenizer.config.front_end, ChunkFrontEndConfig):
         raise CheckpointError(f"the tokenizer in {tokenizer_run} is one of pictures: a policy needs one of action chunks")
     if demos.demos[0].actions.shape[1] != tokenizer.action_dim:
@@ -124,10 +130,13 @@ def run(config: DistillPolicy) -> dict[str, float]:
     networks = PolicyConfig(
         tokenizer=tokenizer.config,
         obs_keys=demos.obs_keys,
-        front_end=ObservationFrontEndConfig(size.history, observations.shape[1], transformer=transformer),
+        front_end=ObservationFrontEndConfig(
+            size.history, observations.shape[1], transformer=transformer, pictures=front_end_for(train)
+        ),
         codes=CodeModelConfig(codes.positions, codes.vocabulary, size.autoregressive, transformer),
         offset_head=size.offset_head,
         quaternions=quaternions,
+        cameras=train.cameras,
     )
     policy = LatentPolicy(networks, tokenizer, Scaler.fit(observations))
     print(f"distilling the tokenizer of {tokenizer_run} on {len(train)} windows of {demos.path}", flush=True)

@@ -108,11 +108,17 @@ def run(config: Evaluate) -> JSON:
     if isinstance(policy, LatentPolicy):
         policy = policy.with_decoding(config.decoding)
     description = run_description(policy_run)
-    demos = read_demos(fetch(config.dataset or description["dataset"]["path"]), policy.obs_keys)
+    path = fetch(config.dataset or description["dataset"]["path"])
+    demos = read_demos(path, policy.obs_keys, cameras=policy.cameras)
     if (demos.action_dim, sum(demos.obs_dims.values())) != (policy.action_dim, policy.observation_dim):
         raise CheckpointError(
             f"the policy in {policy_run} maps {policy.observation_dim} observed values to {policy.action_dim} action dimensions, "
             f"{demos.path} has {sum(demos.obs_dims.values())} and {demos.action_dim}: pass the data set it was trained on"
+        )
+    if demos.picture_size != policy.picture_size:
+        raise CheckpointError(
+            f"the policy in {policy_run} sees pictures of {policy.picture_size} pixels, those of {demos.path} have "
+            f"{demos.picture_size}: pass the data set it was trained on"
         )
     env_id, without = playable(demos, config.env, policy_run)
     out = config.out or (policy_run.parent if isinstance(policy, LatentPolicy) else policy_run)
@@ -171,7 +177,7 @@ def playable(demos: DemoSet, asked: str | None, policy_run: Path) -> tuple[str |
     if env_id is None:
         return None, f"{demos.path} names no environment (pass --env to name one), or --env none was asked for"
     try:
-        look_at(env_id)
+        look_at(env_id, demos)
     except SimulationError as error:
         if asked is not None:
             raise
@@ -211,7 +217,7 @@ def roll_out(
             report["codes_mean_score"], report["codes_score_ci95"] = codes.mean_score, list(codes.score_ci95)
             laps.end("codes_rollouts")
     assert played.observations is not None
-    latency = plan_latency(policy, played.observations)
+    latency = plan_latency(policy, played.observations, images=played.images)
     laps.end("latency")
     report |= {
         "success_rate": played.success_rate,

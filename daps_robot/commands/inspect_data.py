@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from daps_robot.data.catalog import dataset_name, fetch
-from daps_robot.data.demos import DemoSet, read_demos
+from daps_robot.data.demos import DemoSet, images_of, read_demos
 from daps_robot.data.inspection import ACTIONS, HORIZON, Inspection, inspect
 from daps_robot.errors import ConfigError, RunDirectoryError
 from daps_robot.report.data_page import write_data_page
@@ -40,6 +40,7 @@ class InspectData:
 def run(config: InspectData) -> Inspection:
     """Print what there is to say, and write the page. NaN and infinity, which training refuses, are reported too."""
     demos = read_demos(fetch(config.dataset), config.obs_keys or None, finite=False)
+    images = images_of(demos, demos.demos[0].name)
     found = inspect(demos, config.horizon)
     print("\n".join(summary(demos, found)))
     path = config.out or Path("runs") / dataset_name(config.dataset) / "data.html"
@@ -47,7 +48,7 @@ def run(config: InspectData) -> Inspection:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunDirectoryError(f"cannot write to {path.parent}: {error.strerror}; choose another --out") from error
-    print(f"page: {write_data_page(path, demos, found)}")
+    print(f"page: {write_data_page(path, demos, found, images)}")
     return found
 
 
@@ -60,6 +61,7 @@ def summary(demos: DemoSet, found: Inspection) -> list[str]:
         f"{demos.path}: {len(lengths)} demonstrations ({len(demos.train)} to train on, {len(demos.valid)} held out), "
         f"{lengths.min()} to {lengths.max()} steps, {lengths.sum()} in all ({rate})",
         f"observations: {', '.join(f'{key} {size}' for key, size in demos.obs_dims.items())}",
+        *([f"cameras: {', '.join(f'{c} {h}×{w}' for c, (h, w) in demos.cameras.items())}"] if demos.cameras else []),
         f"actions: {demos.action_dim}; look absolute: {verdicts.count('absolute')}, relative: {verdicts.count('relative')}",
         f"{'':12}" + "".join(f"{name:>11}" for name in ("min", "1%", "median", "99%", "max", "mean", "std")),
     ]

@@ -30,7 +30,7 @@ from daps_robot.rollout.results import Evaluation
 from daps_robot.rollout.simulation import EXPERT, find_spec, make_env
 from daps_robot.training.logger import read_rows
 from daps_robot.training.objective import TrainerConfig
-from daps_robot.types import JSON
+from daps_robot.types import JSON, plan_request
 
 VALIDATIONS = 10
 """Of a policy's training, evenly spread: its best model is the best of so many, and the last ones are the last of so many."""
@@ -124,13 +124,14 @@ def latency_piece(folder: str) -> None:
     timed = {}
     for name, model in job.models.items():
         policy = load_policy(Path(model))
-        demos = read_demos(Path(job.dataset), policy.obs_keys)
+        demos = read_demos(Path(job.dataset), policy.obs_keys, cameras=policy.cameras)
         held_out = ChunkDataset(demos.select(demos.valid), policy.obs_keys, 1, policy.history)
-        timed[name] = policy, held_out.gather(torch.arange(min(LATENCY_CALLS, len(held_out)))).observations.numpy()
+        request = plan_request(held_out.gather(index := torch.arange(min(LATENCY_CALLS, len(held_out)))), index)
+        timed[name] = policy, request
     found: dict[str, list[JSON]] = {name: [] for name in timed}
     for _ in range(LATENCY_ROUNDS):
-        for name, (policy, observations) in timed.items():
-            found[name].append(plan_latency(policy, observations, n=LATENCY_CALLS).to_json())
+        for name, (policy, asked) in timed.items():
+            found[name].append(plan_latency(policy, asked.observations, images=asked.images, n=LATENCY_CALLS).to_json())
     middle = LATENCY_ROUNDS // 2
     save_json(
         {name: {p: sorted(each[p] for each in rounds)[middle] for p in ("p50", "p99")} for name, rounds in found.items()},

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
+from typing import Any
 
+from daps_robot.data.cameras import image_key
 from daps_robot.data.demos import DemoSet
 from daps_robot.data.env_args import env_differences, named_env
 from daps_robot.errors import ConfigError, SimulationError
-from daps_robot.rollout.simulation import Layout, find_spec, layout_of, make_env
+from daps_robot.rollout.channel import ProcessWorker
+from daps_robot.rollout.simulation import Layout, find_spec, layout_of, make_env, with_cameras
 from daps_robot.rollout.vector import worker_count
 
 
@@ -37,7 +40,8 @@ def check_rollout_env(demos: DemoSet, env: str | None, obs_keys: Sequence[str]) 
 
     Raises:
         ConfigError: as `rollout_env`; or observations or actions of the environment are not those of the demonstrations.
-        SimulationError: an environment that was asked for is not registered, or has no numbers to observe or to act by.
+        SimulationError: an environment that was asked for is not registered, has no numbers to observe or to act by, or does not
+            draw the pictures that were read.
     """
     env_id = rollout_env(demos, env)
     if env_id is None:
@@ -45,12 +49,13 @@ def check_rollout_env(demos: DemoSet, env: str | None, obs_keys: Sequence[str]) 
     if env is not None:
         find_spec(env_id)
     try:
-        made = make_env(find_spec(env_id), {})
+        made = make_env(find_spec(env_id), seeing(demos, env_id))
     except SimulationError as error:
         print(f"whether {env_id} fits was not checked: {error}", flush=True)
         return
     with closing(made):
         check_layout(demos, layout_of(made, env_id), env_id, obs_keys)
+    check_drawing(demos, env_id)
 
 
 def study_env(demos: DemoSet, env: str | None) -> str:
@@ -65,18 +70,43 @@ def study_env(demos: DemoSet, env: str | None) -> str:
     env_id = rollout_env(demos, env)
     if env_id is None:
         raise ConfigError(f"{demos.path} names no environment to roll out in: pass --env")
-    check_layout(demos, look_at(env_id), env_id, demos.obs_keys)
+    check_layout(demos, look_at(env_id, demos), env_id, demos.obs_keys)
     return env_id
 
 
-def look_at(env_id: str) -> Layout:
-    """The sizes of an environment's observations and actions.
+def look_at(env_id: str, demos: DemoSet) -> Layout:
+    """The sizes of the observations and actions of an environment, which observes the cameras whose pictures were read.
 
     Raises:
-        SimulationError: it cannot be had here.
+        SimulationError: it cannot be had here, or draws no pictures here.
     """
-    with closing(make_env(find_spec(env_id), {})) as env:
-        return layout_of(env, env_id)
+    with closing(make_env(find_spec(env_id), seeing(demos, env_id))) as env:
+        layout = layout_of(env, env_id)
+    check_drawing(demos, env_id)
+    return layout
+
+
+def seeing(demos: DemoSet, env_id: str) -> dict[str, Any]:
+    """Arguments of an environment under which it observes the cameras whose pictures were read."""
+    return with_cameras(find_spec(env_id), {}, demos.seen, demos.picture_size)
+
+
+def check_drawing(demos: DemoSet, env_id: str) -> None:
+    """Raises SimulationError where pictures were read, and the environment does not draw such pictures here."""
+    if not demos.seen:
+        return
+    keys = [image_key(camera) for camera in demos.seen]
+    looker = ProcessWorker(
+        "daps_robot.rollout.player:FirstLook", find_spec(env_id), seeing(demos, env_id), keys, keep_stderr=True
+    )
+    try:
+        looker.result()
+    except SimulationError as error:
+        raise SimulationError(
+            f"{error}\nA policy with cameras is rolled out where they draw; --env none does without."
+        ) from error
+    finally:
+        looker.close()
 
 
 def check_layout(demos: DemoSet, layout: Layout, env_id: str, obs_keys: Sequence[str]) -> None:
@@ -90,6 +120,13 @@ def check_layout(demos: DemoSet, layout: Layout, env_id: str, obs_keys: Sequence
         if layout.obs_dims[key] != demos.obs_dims[key]:
             raise ConfigError(
                 f"'{key}' has {demos.obs_dims[key]} numbers in {demos.path}, {layout.obs_dims[key]} in {env_id}: {remedy}"
+            )
+    for camera in demos.seen:
+        size, key = layout.pictures.get(image_key(camera)), image_key(camera)
+        if size != demos.picture_size:
+            raise ConfigError(
+                f"'{key}' is of {demos.picture_size} pixels in {demos.path}, {size or 'not observed'} in {env_id}: "
+                "render the demonstrations again, or pass --env none to do without rollouts"
             )
     if len(layout.low) != demos.action_dim:
         raise ConfigError(

@@ -29,7 +29,7 @@ class OtherCodes:
     def __init__(self, tokenizer: ActionTokenizer, train: ChunkDataset) -> None:
         """The codes are those of every seventh training window."""
         self.tokenizer = tokenizer
-        self.codes = tokenizer.encode(train.gather(torch.arange(0, len(train), 7)).actions)[:, 0]
+        self.codes = tokenizer.encode(train.ahead(torch.arange(0, len(train), 7))[0])[:, 0]
         self.obs_keys, self.history, self.horizon = tokenizer.obs_keys, tokenizer.history, tokenizer.horizon
 
     def reconstruct(
@@ -65,10 +65,10 @@ def prefix_errors(metrics: Mapping[str, float]) -> dict[str, float]:
 
 def malformed_codes(policy: LatentPolicy, tokenizer: FASTTokenizer, valid: ChunkDataset) -> float:
     """The share of the policy's code sequences, over the validation windows, that the published decoder fails on."""
-    found = [
-        tokenizer.malformed(policy.codes(valid.gather(index).observations, index.numpy()))
-        for index in torch.arange(len(valid)).split(256)
-    ]
+    found = []
+    for index in torch.arange(len(valid)).split(256):
+        batch = valid.gather(index)
+        found.append(tokenizer.malformed(policy.codes(batch.observations, index.numpy(), batch.images)))
     return float(torch.cat(found).float().mean())
 
 

@@ -54,7 +54,9 @@ class TrainPolicy:
         out: directory of the run; by default runs/<data set>/<policy>.
         resume: go on with an interrupted run in that directory.
         overwrite: throw a run away that is in that directory.
-        obs_keys: observation keys; by default the low-dimensional ones of the file.
+        cameras: whose pictures it sees, of a regression policy (scripts/render_demos.py makes them); by default none.
+        obs_keys: observation keys; by default the low-dimensional ones of the file, beside cameras without `object`: where things
+            are, they are to see.
         env: Gymnasium id to roll out in, or "none"; by default the one that the data set names, which must then be the one that
             the demonstrations were recorded in.
         demonstrations: learn from so many of the training split, drawn by the seed; by default from all.
@@ -67,6 +69,7 @@ class TrainPolicy:
     out: Path | None = None
     resume: bool = False
     overwrite: bool = False
+    cameras: tuple[str, ...] = ()
     obs_keys: tuple[str, ...] = ()
     env: str | None = None
     demonstrations: int | None = None
@@ -104,7 +107,8 @@ def run(config: TrainPolicy) -> dict[str, float]:
     kind.import_extra()
     path = fetch(config.dataset)
     started = time.perf_counter()
-    demos = read_demos(path, config.obs_keys or None).fewer(config.demonstrations, config.trainer.seed)
+    demos = read_demos(path, config.obs_keys or None, cameras=config.cameras)
+    demos = demos.fewer(config.demonstrations, config.trainer.seed)
     check_rollout_env(demos, config.env, demos.obs_keys)
     out = config.out or Path("runs") / dataset_name(config.dataset) / config.policy
     train, valid = split(demos, config.settings.horizon, config.settings.history)

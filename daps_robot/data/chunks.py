@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from daps_robot.errors import ConfigError, DataError
@@ -27,6 +27,9 @@ class ChunkDataset:
         actions: (T a) every action, one demonstration after another, in environment units.
         observations: (T o) likewise.
         starts, ends: (T,) first step and end (exclusive) of the demonstration that each step belongs to.
+        cameras: whose pictures the demonstrations have; () for none.
+        pictures: of each demonstration, one array (t height width 3) a camera; they stay where they are, and a batch of them is
+            copied when it is gathered.
     """
 
     def __init__(
@@ -50,22 +53,34 @@ class ChunkDataset:
         self.observations = torch.from_numpy(np.concatenate([demo.flat_obs(obs_keys) for demo in demos]))
         self.ends = torch.from_numpy(np.repeat(ends, lengths))
         self.starts = torch.from_numpy(np.repeat(ends - lengths, lengths))
+        self.cameras = tuple(demos[0].images)
+        self.pictures = [tuple(demo.images[camera] for camera in self.cameras) for demo in demos]
+        self._owners = torch.from_numpy(np.repeat(np.arange(len(demos)), lengths))
         self._ahead = torch.arange(horizon)
         self.back = torch.arange(1 - history, 1)
 
     def __len__(self) -> int:
         return len(self.actions)
 
-    def gather(self, index: Int[Tensor, " b"]) -> ChunkBatch:
-        """The windows that start at these steps."""
+    def ahead(self, index: Int[Tensor, " b"]) -> tuple[Float[Tensor, "b h a"], Bool[Tensor, "b h"]]:
+        """The chunks that start at these steps, and where they belong to the demonstration."""
         future = index[:, None] + self._ahead
         end = self.ends[index, None]
+        return self.actions[torch.minimum(future, end - 1)], future < end
+
+    def gather(self, index: Int[Tensor, " b"]) -> ChunkBatch:
+        """The windows that start at these steps."""
         past = torch.maximum(index[:, None] + self.back, self.starts[index, None])
-        return ChunkBatch(
-            actions=self.actions[torch.minimum(future, end - 1)],
-            mask=future < end,
-            observations=self.observations[past],
-        )
+        images = self._images(index, past) if self.cameras else None
+        return ChunkBatch(*self.ahead(index), self.observations[past], images)
+
+    def _images(self, index: Int[Tensor, " b"], past: Int[Tensor, "b n"]) -> UInt8[Tensor, "b n c height width 3"]:
+        steps, owners = (past - self.starts[index, None]).numpy(), self._owners[index].tolist()
+        images = np.empty((*steps.shape, len(self.cameras), *self.pictures[0][0].shape[1:]), np.uint8)
+        for row, owner, seen in zip(images, owners, steps, strict=True):
+            for camera, pictures in enumerate(self.pictures[owner]):
+                row[:, camera] = pictures[seen]
+        return torch.from_numpy(images)
 
 
 class ObservedSteps:

@@ -4,6 +4,7 @@
     data/demo_0               attributes num_samples, model_file (XML), seed
     data/demo_0/actions       (t a)
     data/demo_0/obs/<key>     (t o_key) what was seen before each action; (t) is read as (t 1)
+    data/demo_0/obs/<camera>_image  (t height width 3) uint8, see `cameras.py`
     data/demo_0/next_obs/…    (t o_key) what was seen after it
     data/demo_0/states        (t s) flattened MuJoCo states before each action
     data/demo_0/rewards, dones  (t)
@@ -17,14 +18,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
+from jaxtyping import UInt8
 
+from daps_robot.data.cameras import OBJECT_KEY, cameras_in, check_cameras, image_key, read_pictures
 from daps_robot.data.demo_checks import asked_keys, check_bytes, check_finite, natural, split_names
 from daps_robot.data.env_args import env_differences, named_env, rate_of
 from daps_robot.data.hdf5 import check_printable, damage_named, listing, members, open_file, refuse_link, short, subgroup, suggest
@@ -56,6 +59,7 @@ class DemoSet:
         sha256: of the file, in hexadecimal (of a folder: see `lerobot.folder_sha256`).
         env_id: the Gymnasium id of the environment that the demonstrations are from, or None where it is not known, or where
             ours of that name is another one (`env_args.env_differences`).
+        cameras: that the file has pictures of -> their height and width, whether they were read (`Demo.images`) or not.
     """
 
     path: Path
@@ -66,6 +70,7 @@ class DemoSet:
     env_args: JSON
     sha256: str
     env_id: str | None
+    cameras: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.demos)
@@ -109,19 +114,32 @@ class DemoSet:
         return {key: self.demos[0].obs[key].shape[1] for key in self.obs_keys}
 
     @property
+    def seen(self) -> tuple[str, ...]:
+        """The cameras whose pictures were read, in the order in which they were asked for."""
+        return tuple(self.demos[0].images)
+
+    @property
+    def picture_size(self) -> tuple[int, int] | None:
+        """Height and width of these pictures, or None where none were read."""
+        return self.cameras[self.seen[0]] if self.seen else None
+
+    @property
     def rate(self) -> float | None:
         """Steps a second, or None where the file does not say."""
         return rate_of(self.env_args)
 
 
-def read_demos(path: str | Path, obs_keys: Sequence[str] | None = None, finite: bool = True) -> DemoSet:
+def read_demos(
+    path: str | Path, obs_keys: Sequence[str] | None = None, finite: bool = True, cameras: Sequence[str] = ()
+) -> DemoSet:
     """Reads and checks demonstrations.
 
     Args:
         path: an HDF5 file in robomimic's layout, or the folder of a LeRobotDataset v3.
         obs_keys: observations to read, in this order. None takes robomimic's four (`ROBOMIMIC_KEYS`) where the file has them,
-            else every numeric key with one row of numbers per step, sorted.
+            else every numeric key with one row of numbers per step, sorted; beside cameras without `OBJECT_KEY`.
         finite: refuse NaN and infinity; without, they are handed on, for a look at what is wrong with the data.
+        cameras: whose pictures to read, in this order. They stay in memory as they are: 21 kB for 84 × 84.
 
     Raises:
         DataError: the file is missing, damaged or of another layout, or a demonstration in it cannot be used. The message
@@ -130,13 +148,15 @@ def read_demos(path: str | Path, obs_keys: Sequence[str] | None = None, finite: 
     """
     path = Path(path)
     if is_lerobot(path):
+        if cameras:
+            raise DataError(f"{path}: pictures are read from robomimic's HDF5 layout, not yet from a LeRobot folder's films.")
         from daps_robot.data.lerobot import read_lerobot  # which needs this module
 
         return read_lerobot(path, obs_keys, finite)
-    return read_hdf5(path, obs_keys, finite)
+    return read_hdf5(path, obs_keys, finite, cameras)
 
 
-def read_hdf5(path: Path, obs_keys: Sequence[str] | None, finite: bool = True) -> DemoSet:
+def read_hdf5(path: Path, obs_keys: Sequence[str] | None, finite: bool = True, cameras: Sequence[str] = ()) -> DemoSet:
     """`read_demos` of a file in robomimic's layout."""
     with open_file(path) as file, damage_named(path):
         data = subgroup(path, file, "data", "is robomimic's layout meant (groups data/demo_0, data/demo_1, …)?")
@@ -146,7 +166,7 @@ def read_hdf5(path: Path, obs_keys: Sequence[str] | None, finite: bool = True) -
         for name in names:
             check_printable(path, name)
             refuse_link(path, data, name, f"data/{name}")
-        reader = _DemoReader(path, data, names, obs_keys, finite)
+        reader = _DemoReader(path, data, names, obs_keys, finite, cameras)
         reader.check_sizes()
         demos = tuple(reader.read(name) for name in names)
         _check_same_shapes(path, demos, reader.obs_keys)
@@ -157,7 +177,20 @@ def read_hdf5(path: Path, obs_keys: Sequence[str] | None, finite: bool = True) -
         read = f"observations read: {', '.join(reader.obs_keys)}"
         print(f"{path}: {listing(f'{read}; left out', reader.left_out)}", flush=True)
     env_id = None if env_differences(env_args) else named_env(env_args)
-    return DemoSet(path, demos, train, valid, reader.obs_keys, env_args, file_sha256(path), env_id)
+    return DemoSet(path, demos, train, valid, reader.obs_keys, env_args, file_sha256(path), env_id, reader.there)
+
+
+def images_of(demos: DemoSet, name: str) -> dict[str, UInt8[np.ndarray, "t height width 3"]]:
+    """The pictures of one demonstration, of every camera that its file has some of; of a LeRobot folder none.
+
+    Raises:
+        DataError: they are damaged, or too large.
+    """
+    if not demos.cameras:
+        return {}
+    with open_file(demos.path) as file, damage_named(demos.path):
+        reader = _DemoReader(demos.path, file["data"], [name], demos.obs_keys, True, ())
+        return reader.images(name, tuple(demos.cameras), len(demos.select([name])[0]))
 
 
 def file_sha256(path: Path) -> str:
@@ -169,21 +202,32 @@ def file_sha256(path: Path) -> str:
 class _DemoReader:
     """Reads the demonstrations of one open file, each checked by itself."""
 
-    def __init__(self, path: Path, data: h5py.Group, names: Sequence[str], obs_keys: Sequence[str] | None, finite: bool) -> None:
-        self.path, self.data, self.names, self.finite = path, data, names, finite
+    def __init__(
+        self,
+        path: Path,
+        data: h5py.Group,
+        names: Sequence[str],
+        obs_keys: Sequence[str] | None,
+        finite: bool,
+        cameras: Sequence[str],
+    ) -> None:
+        self.path, self.data, self.names, self.finite, self.cameras = path, data, names, finite, cameras
         obs = subgroup(path, data[names[0]], "obs", f"{names[0]} has no observations.", where=f"data/{names[0]}/obs")
         for key in obs:
             check_printable(path, key)
+        self.there = cameras_in(obs)
+        check_cameras(path, cameras, self.there)
         self.obs_keys = self._resolve_keys(obs, obs_keys)
-        self.left_out = sorted(set(obs) - set(self.obs_keys))
+        self.left_out = sorted(set(obs) - {*self.obs_keys, *map(image_key, cameras)})
 
     def _resolve_keys(self, obs: h5py.Group, wanted: Sequence[str] | None) -> tuple[str, ...]:
         """The observation keys to read, by the first demonstration's (`read` finds out where another lacks one)."""
         if wanted is not None:
             return asked_keys(self.path, wanted, sorted(obs))
+        hidden = {OBJECT_KEY} if self.cameras else set()
         if all(key in obs for key in ROBOMIMIC_KEYS):
-            return ROBOMIMIC_KEYS
-        keys = tuple(sorted(key for key in obs if _is_rows_of_numbers(obs, key)))
+            return tuple(key for key in ROBOMIMIC_KEYS if key not in hidden)
+        keys = tuple(sorted(key for key in obs if _is_rows_of_numbers(obs, key) and key not in hidden))
         if not keys:
             raise DataError(
                 f"{self.path}: {self.names[0]}: no observation key holds one row of numbers per step; "
@@ -195,7 +239,7 @@ class _DemoReader:
         """Refuses, before anything is read, a file that declares more than it can hold or than is sensible."""
         declared = 0
         for name in self.names:
-            for where in ("actions", *(f"obs/{key}" for key in self.obs_keys)):
+            for where in ("actions", *(f"obs/{key}" for key in (*self.obs_keys, *map(image_key, self.cameras)))):
                 declared += self._dataset(name, where).nbytes
             if "states" in self.data[name]:
                 declared += self._dataset(name, "states").nbytes
@@ -214,7 +258,15 @@ class _DemoReader:
         obs = {key: self._numbers(name, f"obs/{key}", np.float32, steps) for key in self.obs_keys}
         states = self._numbers(name, "states", np.float64, steps) if "states" in group else None
         seed = group.attrs.get("seed")
-        return Demo(name, actions, obs, states, int(seed) if isinstance(seed, int | np.integer) else None)
+        images = self.images(name, self.cameras, steps)
+        return Demo(name, actions, obs, states, int(seed) if isinstance(seed, int | np.integer) else None, images)
+
+    def images(self, name: str, cameras: Sequence[str], steps: int) -> dict[str, UInt8[np.ndarray, "t height width 3"]]:
+        """What cameras saw of one demonstration of so many steps."""
+        sets = {camera: self._dataset(name, f"obs/{image_key(camera)}") for camera in cameras}
+        check_bytes(self.path, sum(dataset.nbytes for dataset in sets.values()), self.path.stat().st_size)
+        what = f"{self.path}: {name}"
+        return {camera: read_pictures(found, what, camera, (steps, *self.there[camera])) for camera, found in sets.items()}
 
     def _numbers(self, name: str, where: str, dtype: Any, steps: int | None = None) -> np.ndarray:
         """(t d) finite numbers of a demonstration, `steps` rows of them where that is given."""

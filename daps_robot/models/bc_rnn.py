@@ -22,6 +22,7 @@ from daps_robot.data.hdf5 import short
 from daps_robot.data.normalize import Scaler
 from daps_robot.errors import ConfigError
 from daps_robot.models.imitation import ImitationConfig, ImitationPolicy, PolicySettings, check_range, missing_extra
+from daps_robot.models.vision import Images
 
 OBSERVATION = "observation"
 """robomimic's observation key for all keys side by side, which is what its encoder makes of low-dimensional ones."""
@@ -133,14 +134,20 @@ class BCRNNPolicy(ImitationPolicy):
         return policy.forward_train(obs_dict={OBSERVATION: observations})
 
     def loss(
-        self, observations: Float[Tensor, "b n o"], actions: Float[Tensor, "b n a"], mask: Bool[Tensor, "b n"]
+        self,
+        observations: Float[Tensor, "b n o"],
+        actions: Float[Tensor, "b n a"],
+        mask: Bool[Tensor, "b n"],
+        images: Images = None,
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """−log p(a_t | o_…t) in nats a step."""
         with torch.autocast(observations.device.type, enabled=False):  # standard deviations of 1e-4 need float32
             nll = -(self.mixtures(observations.float()).log_prob(actions.float()) * mask).sum() / mask.sum()
         return nll, {"nll": nll.detach()}
 
-    def sample(self, observations: Float[Tensor, "b n o"], keys: Int[np.ndarray, " b"]) -> Float[Tensor, "b 1 a"]:
+    def sample(
+        self, observations: Float[Tensor, "b n o"], keys: Int[np.ndarray, " b"], images: Images = None
+    ) -> Float[Tensor, "b 1 a"]:
         """The last step's action: a mode, drawn by its weight, and noise of its standard deviation."""
         mixtures = self.mixtures(observations)
         modes, weights = mixtures.component_distribution.base_dist, mixtures.mixture_distribution.probs[:, -1]

@@ -25,6 +25,7 @@ from daps_robot.models.imitation import (
     missing_extra,
 )
 from daps_robot.models.unet import UNet
+from daps_robot.models.vision import Images
 from daps_robot.parallel import noise, uniform
 
 
@@ -122,7 +123,11 @@ class DiffusionPolicy(ImitationPolicy):
         return self.network(noisy, condition)
 
     def loss(
-        self, observations: Float[Tensor, "b n o"], actions: Float[Tensor, "b h a"], mask: Bool[Tensor, "b h"]
+        self,
+        observations: Float[Tensor, "b n o"],
+        actions: Float[Tensor, "b h a"],
+        mask: Bool[Tensor, "b h"],
+        images: Images = None,
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """‖estimate − truth‖² at a random diffusion step (of the noise: equation 5 there).
 
@@ -137,7 +142,9 @@ class DiffusionPolicy(ImitationPolicy):
         error = (self.estimate(observations, noisy, steps) - truth).square().mean()
         return error, {"mse": error.detach()}
 
-    def sample(self, observations: Float[Tensor, "b n o"], keys: Int[np.ndarray, " b"]) -> Float[Tensor, "b h a"]:
+    def sample(
+        self, observations: Float[Tensor, "b n o"], keys: Int[np.ndarray, " b"], images: Images = None
+    ) -> Float[Tensor, "b h a"]:
         """Chunks drawn by DDIM or DDPM."""
         settings = self.settings
         draws = 1 + (settings.diffusion_steps if settings.inference_steps == settings.diffusion_steps else 0)

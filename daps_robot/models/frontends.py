@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from daps_robot.errors import ConfigError
 from daps_robot.models.blocks import TransformerConfig, TransformerEncoder, causal_mask
+from daps_robot.models.vision import Images, PictureFrontEnd, PictureFrontEndConfig
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ class PatchFrontEndConfig:
 
 @dataclass(frozen=True)
 class ObservationFrontEndConfig:
-    """Observation histories: an MLP from each observation to some tokens, then self-attention over all of them.
+    """Observation histories: an MLP from each observation to some tokens, beside them those of pictures, then self-attention
+    over all of them.
 
     Attributes:
         history: observations n.
@@ -83,6 +85,7 @@ class ObservationFrontEndConfig:
         tokens_per_step: memory tokens of one observation.
         hidden: width of the MLP.
         transformer: the self-attention stack.
+        pictures: how pictures are seen, if they are.
     """
 
     history: int = 2
@@ -90,6 +93,7 @@ class ObservationFrontEndConfig:
     tokens_per_step: int = 4
     hidden: int = 256
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
+    pictures: PictureFrontEndConfig | None = None
 
     def __post_init__(self) -> None:
         if min(self.history, self.channels, self.tokens_per_step, self.hidden) < 1:
@@ -220,10 +224,20 @@ class ObservationFrontEnd(nn.Module):
             nn.ReLU(),
             nn.Linear(config.hidden, config.tokens_per_step * config.transformer.width),
         )
-        self.encoder = TransformerEncoder(config.transformer, config.history * config.tokens_per_step)
+        tokens, pictures = config.tokens_per_step, config.pictures
+        if pictures is not None:
+            tokens += pictures.cameras * pictures.tokens
+        self.pictures = None if pictures is None else PictureFrontEnd(pictures, config.transformer.width)
+        self.encoder = TransformerEncoder(config.transformer, config.history * tokens)
 
-    def forward(self, x: Float[Tensor, "b n o"]) -> Float[Tensor, "b m d"]:
-        return self.encoder(rearrange(self.embed(x), "b n (i d) -> b (n i) d", i=self.tokens_per_step))
+    def forward(self, x: Float[Tensor, "b n o"], images: Images = None) -> Float[Tensor, "b m d"]:
+        """Raises ConfigError where pictures are missing."""
+        tokens = rearrange(self.embed(x), "b n (i d) -> b (n i) d", i=self.tokens_per_step)
+        if self.pictures is None:
+            return self.encoder(tokens)
+        if images is None:
+            raise ConfigError("this policy sees pictures: hand them on beside the observations")
+        return self.encoder(torch.cat([tokens, self.pictures(images)], dim=1))
 
 
 class LabelFrontEnd(nn.Module):

@@ -17,6 +17,7 @@ from daps_robot.data.hdf5 import short
 from daps_robot.data.normalize import Scaler
 from daps_robot.errors import CheckpointError, ConfigError
 from daps_robot.models.pretrained import load_pretrained, restore, save_pretrained
+from daps_robot.models.vision import Images, PictureFrontEndConfig, check_cameras_seen, front_end_for, on_device, picture_size
 from daps_robot.types import ChunkBatch, PlanRequest
 
 
@@ -54,22 +55,28 @@ class ImitationConfig:
         observation_dim: o.
         action_dim: a.
         settings: of this kind of policy.
+        cameras: whose pictures it sees, in this order.
+        pictures: how it sees them.
     """
 
     obs_keys: tuple[str, ...]
     observation_dim: int
     action_dim: int
     settings: PolicySettings
+    cameras: tuple[str, ...] = ()
+    pictures: PictureFrontEndConfig | None = None
 
     def __post_init__(self) -> None:
         if not (1 <= self.observation_dim <= 10**6 and 1 <= self.action_dim <= 10**4):
             raise ConfigError(f"{self.observation_dim} observed values and {self.action_dim} action dimensions cannot be")
+        check_cameras_seen(self.cameras, self.pictures)
 
 
 class ImitationPolicy(nn.Module, ABC):
     """Observations to action chunks; trained on demonstrated windows by its own loss.
 
-    A kind of policy states `kind` and `settings_type` and has `loss` and `sample`. Both see normalised numbers.
+    A kind of policy states `kind` and `settings_type` and has `loss` and `sample`. Both see normalised numbers; of a kind that
+    `sees_pictures`, and was made for cameras, also these.
     """
 
     kind: ClassVar[str]
@@ -81,13 +88,19 @@ class ImitationPolicy(nn.Module, ABC):
     criterion: ClassVar[Literal["chunk_error", "loss"]] = "chunk_error"
     """What the best weights have least of on held-out demonstrations: error of their plans, or loss."""
 
+    sees_pictures: ClassVar[bool] = False
+    """Whether it can be trained on pictures."""
+
     needs_expert = False
 
     def __init__(self, config: ImitationConfig, scaler: Scaler | None = None, action_scaler: Scaler | None = None) -> None:
         super().__init__()
         if not isinstance(config.settings, self.settings_type):
             raise ConfigError(f"a {self.kind} policy needs {self.settings_type.__name__}, not {type(config.settings).__name__}")
+        if config.cameras and not self.sees_pictures:
+            raise ConfigError(f"a {self.kind} policy sees no pictures: leave out --cameras, or take another kind")
         self.config = config
+        self.cameras, self.picture_size = config.cameras, picture_size(config.pictures)
         self.scaler = scaler or Scaler.identity(config.observation_dim)
         self.action_scaler = action_scaler or Scaler.identity(config.action_dim)
         self.obs_keys = config.obs_keys
@@ -103,7 +116,8 @@ class ImitationPolicy(nn.Module, ABC):
     def for_data(cls, settings: PolicySettings, obs_keys: tuple[str, ...], train: ChunkDataset) -> Self:
         """An untrained policy whose scalers are fitted to the training windows."""
         actions, observations = train.actions.numpy(), train.observations.numpy()
-        config = ImitationConfig(obs_keys, observations.shape[1], actions.shape[1], settings)
+        dims = observations.shape[1], actions.shape[1]
+        config = ImitationConfig(obs_keys, *dims, settings, train.cameras, front_end_for(train))
         return cls(config, Scaler.fit(observations), cls.fit_actions(actions))
 
     @classmethod
@@ -118,27 +132,37 @@ class ImitationPolicy(nn.Module, ABC):
     def losses(self, batch: ChunkBatch) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """The loss of a batch in the environment's units, and detached scalars to log."""
         observations = self.scaler.normalize(batch.observations)
-        return self.loss(observations, self.action_scaler.normalize(batch.actions), batch.mask)
+        pictures = (batch.images,) if self.cameras else ()
+        return self.loss(observations, self.action_scaler.normalize(batch.actions), batch.mask, *pictures)
 
     @abstractmethod
     def loss(
-        self, observations: Float[Tensor, "b n o"], actions: Float[Tensor, "b h a"], mask: Bool[Tensor, "b h"]
+        self,
+        observations: Float[Tensor, "b n o"],
+        actions: Float[Tensor, "b h a"],
+        mask: Bool[Tensor, "b h"],
+        images: Images = None,
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """A scalar with gradient, the mean over steps, and detached scalars to log."""
 
     @abstractmethod
-    def sample(self, observations: Float[Tensor, "b n o"], keys: Int[np.ndarray, " b"]) -> Float[Tensor, "b h a"]:
+    def sample(
+        self, observations: Float[Tensor, "b n o"], keys: Int[np.ndarray, " b"], images: Images = None
+    ) -> Float[Tensor, "b h a"]:
         """Normalised chunks; `keys[i]` alone decides the noise of row i, where there is any."""
 
     @torch.no_grad()
-    def chunks(self, observations: Float[Tensor, "b n o"], keys: Int[np.ndarray, " b"]) -> Float[Tensor, "b h a"]:
+    def chunks(
+        self, observations: Float[Tensor, "b n o"], keys: Int[np.ndarray, " b"], images: Images = None
+    ) -> Float[Tensor, "b h a"]:
         """One action chunk per observation history, both in the environment's units."""
-        return self.action_scaler.denormalize(self.sample(self.scaler.normalize(observations), keys))
+        pictures = (images,) if self.cameras else ()
+        return self.action_scaler.denormalize(self.sample(self.scaler.normalize(observations), keys, *pictures))
 
     def plan(self, request: PlanRequest) -> Float[np.ndarray, "b h a"]:
         """Action chunks in the environment's units; see `daps_robot.types.Policy`."""
-        observations = torch.from_numpy(request.observations).to(self.scaler.shift.device)
-        return self.chunks(observations, request.keys).cpu().numpy()
+        observations, images = on_device(request, self.scaler.shift.device)
+        return self.chunks(observations, request.keys, images).cpu().numpy()
 
     def save_pretrained(self, directory: Path) -> None:
         """Write everything that acting needs."""

@@ -26,6 +26,7 @@ from daps_robot.models.frontends import ChunkFrontEndConfig, ObservationFrontEnd
 from daps_robot.models.pretrained import load_pretrained, restore, save_pretrained
 from daps_robot.models.sampling import beam, expected_embedding, greedy, sample
 from daps_robot.models.tokenizer import Tokenizer, TokenizerConfig
+from daps_robot.models.vision import Images, check_cameras_seen, on_device, picture_size
 from daps_robot.types import PlanRequest
 
 
@@ -77,6 +78,7 @@ class PolicyConfig:
             them for all positions; else by a linear map.
         quaternions: first columns of the observed quaternions (x y z w) that the networks see as 6-D rotations.
         offset_head: add a predicted offset to the decoded chunk (see `OffsetHead`).
+        cameras: whose pictures are seen, in this order.
     """
 
     tokenizer: ActionTokenizerConfig
@@ -87,9 +89,11 @@ class PolicyConfig:
     embedding_head: bool = True
     quaternions: tuple[int, ...] = ()
     offset_head: bool = False
+    cameras: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self._check_tokenizer()
+        check_cameras_seen(self.cameras, self.front_end.pictures)
         decoding, embeds = self.decoding, isinstance(self.tokenizer, TokenizerConfig)
         if decoding.method == "auto":
             object.__setattr__(self, "decoding", replace(decoding, method="expected" if embeds else "consensus"))
@@ -172,6 +176,7 @@ class LatentPolicy(nn.Module):
             self.code_model.head = EmbeddingHead(config.codes.transformer.width, self.tokenizer.tables[0])
         self.obs_keys, self.observation_dim = config.obs_keys, config.front_end.channels - 2 * len(config.quaternions)
         self.history = config.front_end.history
+        self.cameras, self.picture_size = config.cameras, picture_size(config.front_end.pictures)
         self.horizon, self.action_dim = self.tokenizer.horizon, self.tokenizer.action_dim
         self.offset = None
         if config.offset_head:
@@ -179,25 +184,27 @@ class LatentPolicy(nn.Module):
             binary = likelihood.binary if likelihood and likelihood.kind == "action" else ()
             self.offset = OffsetHead(config.front_end.transformer.width, self.horizon, self.action_dim, binary)
 
-    def observe(self, observations: Float[Tensor, "b n o"]) -> Float[Tensor, "b m d"]:
-        """Memory tokens of observations (in their own units)."""
-        return self.front_end(self.scaler.normalize(expand_quaternions(observations, self.config.quaternions)))
+    def observe(self, observations: Float[Tensor, "b n o"], images: Images = None) -> Float[Tensor, "b m d"]:
+        """Memory tokens of observations (in their own units), and of pictures for a policy with cameras."""
+        return self.front_end(self.scaler.normalize(expand_quaternions(observations, self.config.quaternions)), images)
 
-    def prepare(self, observations: Float[Tensor, "b n o"]) -> Memory:
+    def prepare(self, observations: Float[Tensor, "b n o"], images: Images = None) -> Memory:
         """Encode observations (in their own units) once, for whatever is then drawn or scored."""
-        return self.code_model.prepare(self.observe(observations))
+        return self.code_model.prepare(self.observe(observations, images))
 
     def log_prob(self, observations: Float[Tensor, "b n o"], codes: Int[Tensor, "b k l"]) -> Float[Tensor, "b k l"]:
         """log π(z_i | z_<i, o) in nats of every position."""
         return self.code_model.log_prob(self.prepare(observations), codes)
 
     @torch.no_grad()
-    def codes(self, observations: Float[Tensor, "b n o"], keys: Int[np.ndarray, " b"] | None = None) -> Int[Tensor, "b l"]:
+    def codes(
+        self, observations: Float[Tensor, "b n o"], keys: Int[np.ndarray, " b"] | None = None, images: Images = None
+    ) -> Int[Tensor, "b l"]:
         """One code sequence per observation, by the configured decoding (the most likely one under "expected").
 
         `keys` key the noise of drawn codes, row by row.
         """
-        return self._codes(self.prepare(observations), observations, keys)
+        return self._codes(self.prepare(observations, images), observations, keys)
 
     def _codes(self, memory: Memory, observations: Tensor, keys: Int[np.ndarray, " b"] | None) -> Int[Tensor, "b l"]:
         decoding, length = self.config.decoding, self.config.decoding.prefix
@@ -219,9 +226,11 @@ class LatentPolicy(nn.Module):
         return codes[torch.arange(len(codes)), nearest]
 
     @torch.no_grad()
-    def chunks(self, observations: Float[Tensor, "b n o"], keys: Int[np.ndarray, " b"] | None = None) -> Float[Tensor, "b h a"]:
+    def chunks(
+        self, observations: Float[Tensor, "b n o"], keys: Int[np.ndarray, " b"] | None = None, images: Images = None
+    ) -> Float[Tensor, "b h a"]:
         """One action chunk per observation, both in the environment's units."""
-        tokenizer, tokens, decoding = self.tokenizer, self.observe(observations), self.config.decoding
+        tokenizer, tokens, decoding = self.tokenizer, self.observe(observations, images), self.config.decoding
         memory = self.code_model.prepare(tokens)
         if decoding.method == "expected":
             assert isinstance(tokenizer, Tokenizer)
@@ -237,8 +246,8 @@ class LatentPolicy(nn.Module):
     @torch.no_grad()
     def plan(self, request: PlanRequest) -> Float[np.ndarray, "b h a"]:
         """Action chunks in the environment's units; see `daps_robot.types.Policy`."""
-        observations = torch.from_numpy(request.observations).to(self.scaler.shift.device)
-        return self.chunks(observations, request.keys).cpu().numpy()
+        observations, images = on_device(request, self.scaler.shift.device)
+        return self.chunks(observations, request.keys, images).cpu().numpy()
 
     def with_decoding(self, decoding: DecodingConfig) -> LatentPolicy:
         """A policy with the same weights (shared, not copied) and another decoding."""

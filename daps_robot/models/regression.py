@@ -18,6 +18,7 @@ from daps_robot.errors import ConfigError
 from daps_robot.models.blocks import DecoderBlock, TransformerConfig, TransformerEncoder, sinusoidal_positions
 from daps_robot.models.frontends import ObservationFrontEnd, ObservationFrontEndConfig
 from daps_robot.models.imitation import ImitationConfig, ImitationPolicy, PolicySettings, masked_mean
+from daps_robot.models.vision import Images
 from daps_robot.parallel import noise
 
 
@@ -79,6 +80,7 @@ class RegressionPolicy(ImitationPolicy):
 
     kind = "regression"
     settings_type = RegressionSettings
+    sees_pictures = True
 
     def __init__(self, config: ImitationConfig, scaler: Scaler | None = None, action_scaler: Scaler | None = None) -> None:
         super().__init__(config, scaler, action_scaler)
@@ -86,7 +88,7 @@ class RegressionPolicy(ImitationPolicy):
         self.settings = settings = config.settings
         transformer = settings.transformer
         self.front_end = ObservationFrontEnd(
-            ObservationFrontEndConfig(settings.history, config.observation_dim, transformer=transformer)
+            ObservationFrontEndConfig(settings.history, config.observation_dim, transformer=transformer, pictures=config.pictures)
         )
         self.queries = nn.Parameter(sinusoidal_positions(settings.horizon, settings.width))
         self.blocks = nn.ModuleList(DecoderBlock(transformer) for _ in range(settings.layers))
@@ -101,9 +103,11 @@ class RegressionPolicy(ImitationPolicy):
         """Mean 0 and standard deviation 1, as ACT has them."""
         return Scaler.fit(actions)
 
-    def decode(self, observations: Float[Tensor, "b n o"], style: Float[Tensor, "b z"] | None = None) -> Float[Tensor, "b h a"]:
+    def decode(
+        self, observations: Float[Tensor, "b n o"], style: Float[Tensor, "b z"] | None = None, images: Images = None
+    ) -> Float[Tensor, "b h a"]:
         """Normalised chunks; without a style, of the mean one."""
-        memory = self.front_end(observations)
+        memory = self.front_end(observations, images)
         if self.settings.style:
             z = observations.new_zeros(len(observations), self.settings.style) if style is None else style
             memory = torch.cat([memory, self.style(z)[:, None]], dim=1)
@@ -114,19 +118,25 @@ class RegressionPolicy(ImitationPolicy):
         return self.head(self.norm(x))
 
     def loss(
-        self, observations: Float[Tensor, "b n o"], actions: Float[Tensor, "b h a"], mask: Bool[Tensor, "b h"]
+        self,
+        observations: Float[Tensor, "b n o"],
+        actions: Float[Tensor, "b h a"],
+        mask: Bool[Tensor, "b h"],
+        images: Images = None,
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """|error| + kl_weight · KL(q(z | chunk, o) ‖ N(0, 1)) (equation 2 there)."""
         if not self.settings.style:
-            error = masked_mean((self.decode(observations) - actions).abs(), mask)
+            error = masked_mean((self.decode(observations, None, images) - actions).abs(), mask)
             return error, {"l1": error.detach()}
         # what lies past the end of the demonstration says nothing of how it was done
         mean, log_variance = self.style_encoder(observations[:, -1], actions * mask[..., None])
         z = mean + (0.5 * log_variance).exp() * noise(lambda t: t.normal_(), mean.shape, mean.device)
-        error = masked_mean((self.decode(observations, z) - actions).abs(), mask)
+        error = masked_mean((self.decode(observations, z, images) - actions).abs(), mask)
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(-1).mean()
         return error + self.settings.kl_weight * kl, {"l1": error.detach(), "kl": kl.detach()}
 
-    def sample(self, observations: Float[Tensor, "b n o"], keys: Int[np.ndarray, " b"]) -> Float[Tensor, "b h a"]:
+    def sample(
+        self, observations: Float[Tensor, "b n o"], keys: Int[np.ndarray, " b"], images: Images = None
+    ) -> Float[Tensor, "b h a"]:
         """The chunk of the mean style; nothing is drawn."""
-        return self.decode(observations)
+        return self.decode(observations, None, images)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -16,6 +16,7 @@ from daps_robot.data.inspection import ACTIONS, Dimension, Finding, Inspection
 from daps_robot.report.html import beside, fact, figure, grid, missing, paragraph, section, short, table, write_document
 from daps_robot.report.measure import action_names
 from daps_robot.report.plots import ROUND, tick
+from daps_robot.report.seen import strips
 from daps_robot.report.style import CSS, HEIGHT, PAGE, WIDTH, Palette, panel, to_svg
 
 SHOWN_PLACES = 8
@@ -24,8 +25,10 @@ SHOWN_DIMENSIONS = 64
 _FIGURES = ("minimum", "1%", "median", "99%", "maximum", "mean", "std")
 
 
-def write_data_page(path: Path, demos: DemoSet, found: Inspection) -> Path:
-    """Write the page.
+def write_data_page(
+    path: Path, demos: DemoSet, found: Inspection, images: Mapping[str, UInt8[np.ndarray, "t height width 3"]] | None = None
+) -> Path:
+    """Write the page; `images` are those of the first demonstration, by camera.
 
     Raises:
         RunDirectoryError: it cannot be written.
@@ -38,6 +41,7 @@ def write_data_page(path: Path, demos: DemoSet, found: Inspection) -> Path:
         _lengths(demos, found),
         _actions(demos, found),
         _trajectories(demos, found),
+        section("Cameras", strips(demos.demos[0].name, images)) if images else "",
         _columns(demos, found),
         "</main><footer>Written by daps_robot from the demonstrations alone; nothing was trained.</footer>",
     ]

@@ -95,7 +95,7 @@ def enlargement(size: tuple[int, ...]) -> int:
     return max(1, COMFORTABLE // max(size))
 
 
-def encoded(pixels: UInt8[np.ndarray, "y x 4"]) -> bytes:
+def encoded(pixels: UInt8[np.ndarray, "y x _"]) -> bytes:
     """As a PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="png", optimize=True)

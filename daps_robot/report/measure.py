@@ -13,7 +13,7 @@ from daps_robot.data.chunks import ChunkDataset
 from daps_robot.data.demos import DemoSet
 from daps_robot.models.policy import LatentPolicy
 from daps_robot.training.metrics import code_counts, perplexity
-from daps_robot.types import Demo, PlanRequest, TrainedPolicy
+from daps_robot.types import Demo, TrainedPolicy, plan_request
 
 BATCH = 512
 MAX_WINDOWS = 20_000
@@ -68,7 +68,7 @@ def trace(policy: TrainedPolicy, demo: Demo) -> ChunkTrace:
     windows = ChunkDataset([demo], policy.obs_keys, policy.horizon, policy.history)
     starts = torch.arange(0, len(demo), policy.horizon)
     batch = windows.gather(starts)
-    planned = policy.plan(PlanRequest(batch.observations.numpy(), starts.numpy()))
+    planned = policy.plan(plan_request(batch, starts))
 
     def in_line(chunks: Float[np.ndarray, "c h a"]) -> Float[np.ndarray, "t a"]:
         return chunks.reshape(-1, chunks.shape[-1])[: len(demo)]
@@ -91,7 +91,7 @@ def code_usage(policy: LatentPolicy, demos: Sequence[Demo]) -> CodeUsage:
     counts = torch.zeros(codes_config.positions, codes_config.vocabulary, dtype=torch.long)
     device = tokenizer.scaler.shift.device
     for part in index.split(BATCH):
-        codes = tokenizer.encode(windows.gather(part).actions.to(device))[:, 0]
+        codes = tokenizer.encode(windows.ahead(part)[0].to(device))[:, 0]
         counts += code_counts(codes, codes_config.vocabulary).cpu()
     return CodeUsage(counts.numpy(), perplexity(counts).numpy(), len(index))
 

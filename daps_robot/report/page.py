@@ -46,6 +46,7 @@ def body(run: Run, policy: TrainedPolicy, demos: DemoSet, name: str) -> list[str
         sections.videos(run),
         *([curves.tokenizer_curves(run, policy)] if isinstance(policy, LatentPolicy) else []),
         curves.policy_curves(run, policy),
+        sections.seen(policy, demos),
         sections.chunks(policy, demos),
         *([sections.codes(policy, demos)] if isinstance(policy, LatentPolicy) else []),
         sections.errors(run, demos, latent),
@@ -105,7 +106,7 @@ def load(out: Path) -> tuple[TrainedPolicy, DemoSet]:
     path = run.get("dataset.path")
     if path is None:
         raise RunDirectoryError(f"{out / 'report.json'} does not name its data set: run scripts/evaluate.py again")
-    return policy, read_demos(Path(path), policy.obs_keys)
+    return policy, read_demos(Path(path), policy.obs_keys, cameras=policy.cameras)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

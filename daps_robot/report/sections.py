@@ -15,6 +15,7 @@ from daps_robot.report import plots
 from daps_robot.report.html import beside, figure, grid, missing, number, paragraph, section, table, whole
 from daps_robot.report.measure import CodeUsage, action_deviation, action_names, code_usage, held_out, trace
 from daps_robot.report.run import Run
+from daps_robot.report.seen import strips
 from daps_robot.report.style import PAGE, to_svg
 from daps_robot.types import TrainedPolicy
 
@@ -92,6 +93,15 @@ def chunks(policy: TrainedPolicy, demos: DemoSet) -> str:
     key = "".join(f"<span>{line.format(colour, look)}{name}</span>" for name, colour, look in looks)
     key = f'<div class="key">{key}</div>'
     return section(title, paragraph(text, "muted"), key, *parts)
+
+
+def seen(policy: TrainedPolicy, demos: DemoSet) -> str:
+    """The pictures that a policy with cameras sees of a held-out demonstration; nothing of another."""
+    shown = held_out(demos)[:1]
+    if not policy.cameras or not shown:
+        return ""
+    text = "Of the first held-out demonstration. In training crops of them, chosen by chance; when acting the middle."
+    return section("What the policy sees", paragraph(text, "muted"), strips(shown[0].name, shown[0].images))
 
 
 def codes(policy: LatentPolicy, demos: DemoSet) -> str:

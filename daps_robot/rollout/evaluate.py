@@ -17,9 +17,10 @@ import numpy as np
 from jaxtyping import Float
 from tqdm import tqdm
 
+from daps_robot.data.cameras import image_key
 from daps_robot.errors import ConfigError, SimulationError
 from daps_robot.rollout.results import EpisodeRecord, Evaluation, Seconds, plan_keys
-from daps_robot.rollout.simulation import Layout, find_spec
+from daps_robot.rollout.simulation import Layout, find_spec, with_cameras
 from daps_robot.rollout.threads import torch_threads
 from daps_robot.rollout.vector import Round, SlotPool, admit_actions, worker_count
 from daps_robot.rollout.video import film_outcomes
@@ -55,7 +56,8 @@ def evaluate(
     Args:
         env_id: a Gymnasium id, or "module:Id".
         policy: asked for a group of slots at once, always with `slots` rows. With `needs_expert`, each request holds the next
-            h actions of the environment's scripted expert.
+            h actions of the environment's scripted expert. With attributes `cameras` and `picture_size` (height and width), each
+            holds what these cameras see, and nothing else is drawn.
         first_seed: episode i starts from `reset(seed=first_seed + i)`; keep clear of the demonstrations' seeds.
         episodes: how many.
         max_steps: control steps of an episode, within the environment's own limit; None takes that limit (DEFAULT_MAX_STEPS where
@@ -84,6 +86,7 @@ def evaluate(
         if value < 1:
             raise ConfigError(f"{name}={value} cannot be; take at least 1")
     groups = 1 if episodes <= slots else 2
+    cameras = tuple(getattr(policy, "cameras", ()))
     task = Task(
         spec=spec,
         obs_keys=tuple(policy.obs_keys),
@@ -96,7 +99,8 @@ def evaluate(
         first_seed=first_seed,
         needs_expert=policy.needs_expert,
         expert_noise=expert_noise,
-        env_kwargs=dict(env_kwargs or {}),
+        env_kwargs=with_cameras(spec, env_kwargs or {}, cameras, getattr(policy, "picture_size", None)),
+        cameras=cameras,
     )
     count = worker_count(workers, slots)
     begun = perf_counter()
@@ -121,6 +125,7 @@ def evaluate(
         },
         actions=tuple(np.concatenate(ledger.actions[index]) for index in range(episodes)),
         observations=np.concatenate(ledger.observations)[:KEPT_OBSERVATIONS],
+        images=np.concatenate(ledger.images)[:KEPT_OBSERVATIONS] if cameras else None,
     )
     if video is None:
         return evaluation
@@ -136,6 +141,7 @@ class Ledger:
         self.records: dict[int, EpisodeRecord] = {}
         self.actions: dict[int, list[np.ndarray]] = {index: [] for index in range(task.episodes)}
         self.observations: list[np.ndarray] = []
+        self.images: list[np.ndarray] = []
         self.length, self.plans, self._clipped = (np.zeros(task.slots, np.int64) for _ in range(3))
         self.policy_seconds = 0.0
         self.waiting_seconds = 0.0
@@ -145,6 +151,8 @@ class Ledger:
         """Keeps some of what the policy is asked."""
         if sum(len(rows) for rows in self.observations) < KEPT_OBSERVATIONS:
             self.observations.append(playing.observations[playing.active].copy())
+            if playing.images is not None:
+                self.images.append(playing.images[playing.active].copy())
 
     def note_round(self, played: Round, after: Round, actions: np.ndarray, outside: np.ndarray) -> int:
         """Books what became of a round's plans; the number of episodes that ended."""
@@ -206,7 +214,7 @@ def play(pool: SlotPool, policy: Policy, task: Task, progress: bool) -> Ledger:
                 group.now, keys = now, plan_keys(now.episode, ledger.plans[now.slots])
                 ledger.note_request(now)
                 start = perf_counter()
-                chunks = np.asarray(policy.plan(PlanRequest(now.observations, keys, now.expert)))
+                chunks = np.asarray(policy.plan(PlanRequest(now.observations, keys, now.expert, now.images)))
                 ledger.policy_seconds += perf_counter() - start
                 expected = (len(now.slots), task.horizon, len(pool.layout.low))
                 if chunks.shape != expected:
@@ -224,7 +232,7 @@ def play(pool: SlotPool, policy: Policy, task: Task, progress: bool) -> Ledger:
 def check_fit(policy: Policy, layout: Layout, env_id: str) -> None:
     """Compares a policy's dimensions with the environment's, where the policy states them.
 
-    A policy may have attributes `observation_dim` (o) and `action_dim` (a).
+    A policy may have attributes `observation_dim` (o), `action_dim` (a), `cameras` and `picture_size`.
 
     Raises:
         SimulationError: naming what does not fit.
@@ -237,6 +245,10 @@ def check_fit(policy: Policy, layout: Layout, env_id: str) -> None:
             f"the policy was made for {wanted} observation values, but {env_id} gives {sum(dims.values())} ({parts}); "
             "was it trained on another task?"
         )
+    wanted = getattr(policy, "picture_size", None)
+    for camera in getattr(policy, "cameras", ()):
+        if (size := layout.pictures[image_key(camera)]) != wanted:
+            raise SimulationError(f"the policy was made for pictures of {wanted} pixels, but {env_id} gives {size} from {camera}")
     wanted = getattr(policy, "action_dim", None)
     if wanted is not None and wanted != len(layout.low):
         raise SimulationError(

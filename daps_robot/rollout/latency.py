@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from time import perf_counter
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 from daps_robot.errors import ConfigError
 from daps_robot.rollout.results import plan_keys
@@ -40,6 +40,7 @@ def plan_latency(
     observations: Float[np.ndarray, "m n o"],
     *,
     expert_chunks: Float[np.ndarray, "m h a"] | None = None,
+    images: UInt8[np.ndarray, "m n c height width 3"] | None = None,
     n: int = 200,
     warmup: int = 20,
 ) -> Latency:
@@ -49,6 +50,7 @@ def plan_latency(
         policy: timed as a whole, normalisation and conversion included.
         observations: what it has really to plan from, taken in turn; `Evaluation.observations` has some.
         expert_chunks: the expert's plans, for a policy that needs them.
+        images: what its cameras saw, for a policy that has some.
         n: calls that count.
         warmup: calls before that, which do not.
 
@@ -64,7 +66,8 @@ def plan_latency(
         for call in range(warmup + n):
             row = [call % len(observations)]
             expert = None if expert_chunks is None else expert_chunks[[call % len(expert_chunks)]]
-            request = PlanRequest(observations[row], plan_keys(np.array(row), np.array([call])), expert)
+            seen = None if images is None else images[row]
+            request = PlanRequest(observations[row], plan_keys(np.array(row), np.array([call])), expert, seen)
             start = perf_counter()
             policy.plan(request)
             times.append(1000.0 * (perf_counter() - start))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import thread_time
@@ -13,7 +13,7 @@ from gymnasium.envs.registration import EnvSpec
 from jaxtyping import Float, UInt8
 
 from daps_robot.errors import SimulationError
-from daps_robot.rollout.simulation import fit_actions, layout_of, make_env, score_of, succeeded
+from daps_robot.rollout.simulation import as_dict, fit_actions, layout_of, make_env, score_of, succeeded
 
 HOLD_SECONDS = 0.5
 """How long a film stays on its last frame."""
@@ -87,6 +87,21 @@ class Player:
     def close(self) -> None:
         """Closes the environment."""
         self._env.close()
+
+
+class FirstLook:
+    """Looks once through an environment's cameras, in a process of its own: a broken GL may take it down.
+
+    Raises:
+        SimulationError: where they do not draw; the message says why.
+    """
+
+    def __init__(self, spec: EnvSpec, env_kwargs: Mapping[str, Any], keys: Sequence[str]) -> None:
+        env = make_env(spec, env_kwargs)
+        seen, _ = env.reset(seed=0)
+        if missing := [key for key in keys if key not in as_dict(seen)]:
+            raise SimulationError(f"{spec.id} has no {', '.join(missing)} in what it observes after a reset")
+        env.close()
 
 
 class Camera:

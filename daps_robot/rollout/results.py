@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 
 from daps_robot.rollout.statistics import bounded_mean_interval, success_interval
 from daps_robot.types import JSON
@@ -83,6 +83,7 @@ class Evaluation:
         settings: of the evaluation, as given.
         actions: per episode (t a) the executed actions, from which it can be filmed. Not in the JSON.
         observations: (m n o) some of what the policy was asked, for measuring its latency. Not in the JSON.
+        images: (m n c height width 3) the pictures beside them, of a policy with cameras. Not in the JSON.
         videos: files written.
         video_note: why there are none, or fewer than asked for.
     """
@@ -93,6 +94,7 @@ class Evaluation:
     settings: JSON = field(default_factory=dict)
     actions: Sequence[Float[np.ndarray, "_ a"]] = field(default=(), repr=False)
     observations: Float[np.ndarray, "m n o"] | None = field(default=None, repr=False)
+    images: UInt8[np.ndarray, "m n c height width 3"] | None = field(default=None, repr=False)
     videos: tuple[str, ...] = ()
     video_note: str | None = None
 

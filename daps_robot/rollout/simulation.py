@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.envs.registration import EnvSpec
+from gymnasium.envs.registration import EnvSpec, load_env_creator
 from jaxtyping import Bool, Float
 
 from daps_robot.errors import SimulationError
@@ -32,12 +33,14 @@ class Layout:
         obs_dims: observation key -> number of values.
         low, high: (a,) the bounds of the actions, in the environment's units.
         dtype: of the actions.
+        pictures: observation key -> height and width, of those that are RGB pictures.
     """
 
     obs_dims: dict[str, int]
     low: Float[np.ndarray, " a"]
     high: Float[np.ndarray, " a"]
     dtype: str
+    pictures: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
 def find_spec(env_id: str) -> EnvSpec:
@@ -75,6 +78,28 @@ def make_env(spec: EnvSpec, env_kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
         raise
     except Exception as error:
         raise SimulationError(f"environment {spec.id} cannot be made: {type(error).__name__}: {error}") from error
+
+
+def with_cameras(
+    spec: EnvSpec, env_kwargs: Mapping[str, Any], cameras: Sequence[str], size: tuple[int, int] | None
+) -> dict[str, Any]:
+    """Arguments of an environment under which it observes the pictures of cameras (under `image_key` of each).
+
+    An environment that takes `cameras` and `camera_size`, as ours do, is given them; of any other the pictures must be among
+    its observations as it is.
+
+    Raises:
+        SimulationError: its module cannot be imported.
+    """
+    kwargs = dict(env_kwargs)
+    if not cameras:
+        return kwargs
+    try:
+        creator = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
+        takes = creator is not None and "cameras" in inspect.signature(creator).parameters
+    except Exception as error:
+        raise SimulationError(f"environment {spec.id} cannot be made: {type(error).__name__}: {error}") from error
+    return {"cameras": tuple(cameras), "camera_size": size[0], **kwargs} if takes and size else kwargs
 
 
 def as_dict(observation: Any) -> Mapping[str, Any]:
@@ -130,7 +155,13 @@ def layout_of(env: gym.Env[Any, Any], env_id: str) -> Layout:
     if len(action.shape) != 1:
         raise SimulationError(f"{env_id}: actions have shape {action.shape}; only flat vectors are supported")
     dims = {name: math.prod(part.shape or ()) for name, part in parts.items()}
-    return Layout(dims, action.low, action.high, str(action.dtype))
+    boxes = {name: (part.shape or (), part.dtype) for name, part in parts.items()}
+    pictures = {
+        name: (shape[0], shape[1])
+        for name, (shape, dtype) in boxes.items()
+        if dtype == np.uint8 and len(shape) == 3 and shape[2] == 3
+    }
+    return Layout(dims, action.low, action.high, str(action.dtype), pictures)
 
 
 def fit_actions(

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from types import TracebackType
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 
 from daps_robot.errors import ConfigError, SimulationError
 from daps_robot.rollout.channel import Worker, close_all, start_workers
@@ -52,6 +52,7 @@ class Round:
         success: (S,) whether it succeeded.
         score: (S,) the largest score of its steps so far.
         expert: (S h a) the expert's next actions, where they were asked for; finished slots as above.
+        images: (S n c height width 3) what the cameras saw, where the policy has some; finished slots as above.
     """
 
     slots: Int[np.ndarray, " S"]
@@ -62,6 +63,7 @@ class Round:
     success: Bool[np.ndarray, " S"]
     score: Float[np.ndarray, " S"]
     expert: Float[np.ndarray, "S h a"] | None
+    images: UInt8[np.ndarray, "S n c height width 3"] | None = None
 
     @property
     def active(self) -> Bool[np.ndarray, " S"]:
@@ -133,6 +135,7 @@ class SlotPool:
             success=joined("success"),
             score=joined("score"),
             expert=joined("expert") if self._task.needs_expert else None,
+            images=joined("images") if self._task.cameras else None,
         )
 
     def close(self) -> None:

@@ -18,8 +18,9 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 
+from daps_robot.data.cameras import image_key
 from daps_robot.errors import SimulationError
 from daps_robot.rollout.simulation import EXPERT, Layout, as_dict, flatten, layout_of, make_env, score_of, succeeded
 
@@ -41,6 +42,7 @@ class Task:
         needs_expert: plans come with the expert's next h actions.
         expert_noise: the noise of those actions, as `make_expert` takes it.
         env_kwargs: further arguments of `gymnasium.make`.
+        cameras: whose pictures the policy sees, in its order.
     """
 
     spec: EnvSpec
@@ -55,6 +57,7 @@ class Task:
     needs_expert: bool = False
     expert_noise: float = 0.0
     env_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    cameras: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,8 @@ class SlotRound:
         success: (k,) whether it succeeded.
         score: (k,) the largest score of its steps so far.
         expert: (k h a) the expert's next actions, where they were asked for.
-        simulator_seconds: processor time inside the environments' `step` and `reset`.
+        images: (k n c height width 3) what the cameras saw, where there are some.
+        simulator_seconds: processor time inside the environments' `step` and `reset`, pictures included.
         lookahead_seconds: processor time of the expert's lookahead, simulation included.
     """
 
@@ -80,6 +84,7 @@ class SlotRound:
     success: Bool[np.ndarray, " k"]
     score: Float[np.ndarray, " k"]
     expert: Float[np.ndarray, "k h a"] | None
+    images: UInt8[np.ndarray, "k n c height width 3"] | None
     simulator_seconds: float
     lookahead_seconds: float
 
@@ -90,8 +95,20 @@ def can_share(env: gym.Env[Any, Any]) -> bool:
     Gymnasium's own two wrappers are no hindrance: a shared environment is stepped without them, and `Slot` keeps the
     time limit itself. Further wrappers may have a memory of their own.
     """
-    plain = env.spec is not None and not env.spec.additional_wrappers
-    return plain and all(hasattr(env.unwrapped, name) for name in ("get_state", "set_state"))
+    return is_plain(env) and all(hasattr(env.unwrapped, name) for name in ("get_state", "set_state"))
+
+
+def is_plain(env: gym.Env[Any, Any]) -> bool:
+    """Whether nothing but Gymnasium's own wrappers lies around an environment."""
+    return env.spec is not None and not env.spec.additional_wrappers
+
+
+def draw_when_asked(simulator: Any) -> bool:
+    """Has a simulator leave pictures out of its observations (`drawing`), to draw them when asked (`pictures`), if it can."""
+    if not all(hasattr(simulator, name) for name in ("drawing", "pictures")):
+        return False
+    simulator.drawing = False
+    return True
 
 
 class Slot:
@@ -109,6 +126,10 @@ class Slot:
         self._step, self._score = 0, 0.0
         nothing = np.zeros(sum(layout.obs_dims[key] for key in task.obs_keys), np.float32)  # a slot may never play
         self._history: deque[Float[np.ndarray, " o"]] = deque([nothing] * task.history, maxlen=task.history)
+        self._asks = is_plain(env) and draw_when_asked(self._simulator)
+        self._keys = [image_key(camera) for camera in task.cameras]
+        blank = np.zeros((len(self._keys), *(layout.pictures[self._keys[0]] if self._keys else (0, 0)), 3), np.uint8)
+        self._pictures: deque[UInt8[np.ndarray, "c height width 3"]] = deque([blank] * task.history, maxlen=task.history)
         self.plan: Float[np.ndarray, "h a"] = np.zeros((task.horizon, len(layout.low)), np.float32)
         self._observation: dict[str, Any] = {}
         self._expert: Any = None
@@ -152,16 +173,22 @@ class Slot:
         observation, _ = self._env.reset(seed=seed)
         self.simulator_seconds += perf_counter() - start
         self._see(observation)
-        self._history.extend([self._history[-1]] * (self.task.history - 1))
+        self._look(observation)
+        for seen in (self._history, self._pictures):
+            seen.extend([seen[-1]] * (self.task.history - 1))
         if self.task.needs_expert:
             self._expert = self._simulator.make_expert(noise=self.task.expert_noise, seed=seed)
 
     def play(self, actions: Float[np.ndarray, "e a"]) -> tuple[int, bool, bool]:
         """Executes a plan: (steps executed, whether the episode ended, whether it succeeded).
 
+        Of pictures, only the last n are asked for, from which the next plan is made: one costs as much as ten steps.
+
         Raises:
             SimulationError: naming episode and step, where the environment raises or does not report success.
         """
+        goes_on = self._step + len(actions) < self._limit
+        unseen = len(actions) - self.task.history if goes_on else len(actions)
         for executed, action in enumerate(actions[: self._limit - self._step], start=1):
             if self._expert is not None:
                 self._expert.act(self._observation)  # its memory follows what really happens; the action is not used
@@ -176,6 +203,8 @@ class Slot:
             self._step += 1
             self._see(observation)
             success = succeeded(info, self.task.spec.id)
+            if executed > unseen and not success:
+                self._look(observation)
             self._score = max(self._score, score_of(info, success, self.task.spec.id))
             if success or terminated or truncated or self._step >= self._limit:
                 return executed, True, success
@@ -207,6 +236,19 @@ class Slot:
         """The last n observations, the current one last."""
         return np.stack(self._history)
 
+    @property
+    def pictures(self) -> UInt8[np.ndarray, "n c height width 3"]:
+        """The last n pictures of each camera, the current ones last."""
+        return np.stack(self._pictures)
+
+    def _look(self, observation: Any) -> None:
+        """Keeps what the cameras see, where the policy has some."""
+        if self._keys:
+            start = perf_counter()
+            seen = self._simulator.pictures() if self._asks else as_dict(observation)
+            self._pictures.append(np.stack([seen[key] for key in self._keys]))
+            self.simulator_seconds += perf_counter() - start
+
     def _see(self, observation: Any) -> None:
         seen = as_dict(observation)
         self._history.append(flatten(seen, self.task.obs_keys))
@@ -232,6 +274,10 @@ class SlotGroups:
         missing = [name for name in needed if not hasattr(first.unwrapped, name)]
         if missing:
             raise SimulationError(f"{task.spec.id} cannot look ahead with a scripted expert: it lacks {', '.join(missing)}")
+        if blind := [camera for camera in task.cameras if image_key(camera) not in self._layout.pictures]:
+            raise SimulationError(
+                f"{task.spec.id} has no pictures of {', '.join(blind)}, which the policy needs; it observes {', '.join(known)}"
+            )
         slots = [index for group in groups for index in group]
         if not can_share(first):
             self._envs += [make_env(task.spec, task.env_kwargs) for _ in slots[1:]]
@@ -270,6 +316,7 @@ class SlotGroups:
             success=np.array(success),
             score=np.array(score),
             expert=np.stack([slot.plan for slot in slots]) if self.task.needs_expert else None,
+            images=np.stack([slot.pictures for slot in slots]) if self.task.cameras else None,
             simulator_seconds=share * sum(slot.simulator_seconds for slot in slots),
             lookahead_seconds=share * sum(slot.lookahead_seconds for slot in slots),
         )

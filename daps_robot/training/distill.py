@@ -46,7 +46,7 @@ class DistillObjective(Objective):
 
     def forward(self, batch: ChunkBatch, step: int) -> Loss:
         policy, codes = self.policy, self.targets(batch, self.source)
-        tokens = policy.observe(batch.observations)
+        tokens = policy.observe(batch.observations, batch.images)
         nll = -policy.code_model.log_prob(policy.code_model.prepare(tokens), codes).sum(-1).mean()
         if policy.offset is None:
             return Loss(nll, {"nll": nll.detach()})
@@ -71,7 +71,7 @@ class DistillObjective(Objective):
             batch = to_device(self.valid.gather(index), device)
             assert isinstance(batch, ChunkBatch)
             codes = self.targets(batch, "most-likely")
-            logits = policy.code_model.logits(policy.prepare(batch.observations), codes)
+            logits = policy.code_model.logits(policy.prepare(batch.observations, batch.images), codes)
             log_prob = torch.log_softmax(logits, -1).gather(-1, codes[..., None])[..., 0]
             nll -= float(log_prob.double().sum())
             hits = hits + (logits.argmax(-1) == codes).double().sum((0, 1)).cpu()

@@ -15,7 +15,7 @@ from daps_robot.models.imitation import ImitationPolicy
 from daps_robot.training.metrics import chunk_errors
 from daps_robot.training.objective import Objective
 from daps_robot.training.tokenizer import to_device
-from daps_robot.types import ChunkBatch, PlanRequest, Policy
+from daps_robot.types import ChunkBatch, Policy, plan_request
 
 
 class ImitationObjective(Objective):
@@ -66,9 +66,7 @@ def planning_error(policy: Policy, valid: ChunkDataset, scale: Float[Tensor, " a
     `rmse/i`: in action units. `chunk_error`: mean over dimensions of the squared error, each divided by the square of its
     scale. Both over all steps of a chunk, so policies of different horizons are not to be compared by them.
     """
-    errors = chunk_errors(
-        valid, lambda batch, index: policy.plan(PlanRequest(batch.observations.numpy(), index.numpy())), at_a_time
-    )
+    errors = chunk_errors(valid, lambda batch, index: policy.plan(plan_request(batch, index)), at_a_time)
     return {
         **{f"rmse/{i}": float(v) for i, v in enumerate(errors.sqrt())},
         "chunk_error": float((errors / scale.double().square()).mean()),

@@ -229,12 +229,12 @@ class Training:
 
 
 def _cut(batch: Any, rows: slice) -> Any:
-    """Some rows of a batch: a tensor, or a (named) tuple of them."""
+    """Some rows of a batch: a tensor, or a (named) tuple of them; what there is none of stays None."""
     if isinstance(batch, Tensor):
         return batch[rows]
     if not isinstance(batch, tuple):
         raise ConfigError(f"a batch is a tensor or a tuple of tensors, not {type(batch).__name__}")
-    parts = tuple(tensor[rows] for tensor in batch)
+    parts = tuple(None if tensor is None else tensor[rows] for tensor in batch)
     return batch._make(parts) if hasattr(batch, "_make") else parts
 
 

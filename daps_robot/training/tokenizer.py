@@ -45,7 +45,9 @@ def chunk_inputs(tokenizer: Tokenizer, batch: ChunkBatch) -> Inputs:
 
 
 def to_device(batch: ChunkBatch | Tensor, device: torch.device) -> ChunkBatch | Tensor:
-    return ChunkBatch(*(t.to(device) for t in batch)) if isinstance(batch, ChunkBatch) else batch.to(device)
+    if not isinstance(batch, ChunkBatch):
+        return batch.to(device)
+    return ChunkBatch(*(None if part is None else part.to(device) for part in batch))  # type: ignore[arg-type]
 
 
 def batch_inputs(tokenizer: Tokenizer, batch: ChunkBatch | Tensor) -> Inputs:

@@ -13,6 +13,9 @@ if "test/Point-v0" not in gym.registry:
     gym.register("test/StatelessPoint-v0", entry_point="point_env:StatelessPointEnv")
     gym.register("test/ShortPoint-v0", entry_point="point_env:PointEnv", max_episode_steps=7)
     gym.register("test/LinePoint-v0", entry_point="point_env:LinePointEnv")
+    gym.register("test/SeeingPoint-v0", entry_point="point_env:SeeingPointEnv")
+    gym.register("test/BlindPoint-v0", entry_point="point_env:SeeingPointEnv", kwargs={"blind": True})
+    gym.register("test/OpenEyedPoint-v0", entry_point="point_env:OpenEyedPointEnv")
 
 
 @pytest.fixture

@@ -154,3 +154,54 @@ class PointPolicy:
         wobble = np.float32(1.0) + np.float32(1e-6) * np.float32(request.observations.sum())
         heading = 4.0 * (now[:, :2] - now[:, 2:]) * wobble
         return np.clip(heading[:, None] + self.noise * noise, -1, 1).astype(np.float32)
+
+
+SEEN = (24, 28)
+"""Height and width of the point's pictures."""
+
+
+def seen_from(camera: str, position: np.ndarray) -> np.ndarray:
+    """A picture that names camera and place."""
+    return np.full((*SEEN, 3), (100 if camera == "left" else 0) + int(50 * (1 + np.tanh(position[0]))), np.uint8)
+
+
+class OpenEyedPointEnv(PointEnv):
+    """Its observations always hold the pictures of two cameras, as an environment from elsewhere might have it."""
+
+    cameras: tuple[str, ...] = ("left", "right")
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        for camera in self.cameras:
+            self.observation_space[f"{camera}_image"] = gym.spaces.Box(0, 255, (*SEEN, 3), np.uint8)
+
+    def pictures_now(self) -> dict[str, np.ndarray]:
+        return {f"{camera}_image": seen_from(camera, self.position) for camera in self.cameras}
+
+    def _observe(self) -> dict[str, np.ndarray]:
+        return super()._observe() | self.pictures_now()
+
+
+class SeeingPointEnv(OpenEyedPointEnv):
+    """Draws the cameras that it is asked for, when it is asked, as ours do."""
+
+    drawn: int = 0
+
+    def __init__(self, cameras: tuple[str, ...] = (), camera_size: int = 0, blind: bool = False, **settings: Any) -> None:
+        self.cameras, self.camera_size, self.blind, self.drawing = cameras, camera_size, blind, True
+        super().__init__(**settings)
+
+    def pictures(self) -> dict[str, np.ndarray]:
+        if self.blind:
+            raise RuntimeError("no GL here")
+        SeeingPointEnv.drawn += 1
+        return self.pictures_now()
+
+    def _observe(self) -> dict[str, np.ndarray]:
+        return PointEnv._observe(self) | (self.pictures() if self.drawing and self.cameras else {})
+
+
+class SeeingPolicy(PointPolicy):
+    """Heads for the goal, and has the cameras of the environments above."""
+
+    cameras, picture_size = ("right", "left"), SEEN

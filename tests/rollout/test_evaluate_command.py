@@ -10,7 +10,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from point_env import PointEnv
+from point_env import PointEnv, SeeingPolicy, seen_from
 from tiny import SETTINGS, make_policy, skip_without_extra
 
 from daps_robot.checkpoints import load_tensors
@@ -68,6 +68,44 @@ def test_any_kind_is_trained_and_evaluated(kind: str, demos: Path, tmp_path: Pat
     assert not {"bits_per_chunk", "tokenizer_ceiling", "codes_success_rate", "replay_success"} & report.keys()
     best = json.loads((run / "best.json").read_text())
     assert report["chunk_error"] == pytest.approx(best["chunk_error"], rel=1e-5)
+
+
+@pytest.fixture
+def watched(demos: Path, tmp_path: Path) -> Path:
+    """The same with what two cameras saw."""
+    path = tmp_path / "watched.hdf5"
+    shutil.copy(demos, path)
+    with h5py.File(path, "r+") as file:
+        for demo in file["data"].values():
+            for camera in SeeingPolicy.cameras:
+                demo[f"obs/{camera}_image"] = np.stack([seen_from(camera, each) for each in demo["obs/position"]])
+    return path
+
+
+def test_a_policy_with_cameras_is_trained_and_evaluated(watched: Path, tmp_path: Path) -> None:
+    config = TrainPolicy(str(watched), out=tmp_path / "run", cameras=SeeingPolicy.cameras, env="test/SeeingPoint-v0")
+    train_policy.run(replace(config, obs_keys=("goal", "position"), settings=SETTINGS["regression"], trainer=TRAINER))
+    report = evaluate.run(Evaluate(tmp_path / "run", rollout=ROLLOUTS))
+    assert report["episodes"] == 3 and report["policy_latency_ms"]["p50"] > 0
+    assert "What the policy sees" in (tmp_path / "run" / "report.html").read_text()
+    with pytest.raises(SimulationError, match="has no right_image, left_image in what it observes"):
+        evaluate.run(Evaluate(tmp_path / "run", env="test/Point-v0", rollout=ROLLOUTS))
+
+
+@pytest.mark.parametrize(
+    ("env", "error", "message"),
+    [
+        ("test/BlindPoint-v0", SimulationError, r"no GL here.*\n.*--env none does without"),
+        ("test/Point-v0", ConfigError, r"'right_image' is of \(24, 28\) pixels in .*, not observed in test/Point-v0"),
+    ],
+)
+def test_nothing_is_trained_where_its_pictures_are_not_drawn(
+    env: str, error: type[Exception], message: str, watched: Path, tmp_path: Path
+) -> None:
+    config = TrainPolicy(str(watched), out=tmp_path / "run", cameras=SeeingPolicy.cameras, env=env, trainer=TRAINER)
+    with pytest.raises(error, match=message):
+        train_policy.run(replace(config, settings=SETTINGS["regression"]))
+    assert not (tmp_path / "run").exists()
 
 
 def test_another_number_of_executed_steps(demos: Path, tmp_path: Path, env_id: str) -> None:

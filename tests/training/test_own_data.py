@@ -15,11 +15,15 @@ from daps_robot.commands.distill_policy import DistillPolicy
 from daps_robot.commands.distill_policy import run as run_distill
 from daps_robot.commands.evaluate import Evaluate, unexplained
 from daps_robot.commands.evaluate import run as run_evaluate
+from daps_robot.commands.inspect_data import InspectData
+from daps_robot.commands.inspect_data import run as inspect_data
 from daps_robot.commands.rollout_env import rollout_env
 from daps_robot.commands.train_action_vae import TrainActionVAE, split
 from daps_robot.commands.train_action_vae import run as run_train
 from daps_robot.data.demos import read_demos
 from daps_robot.errors import ConfigError
+from daps_robot.models.policies import load_policy
+from daps_robot.report import page
 from daps_robot.training.imitation import action_scale, planning_error
 
 SMALL = "--width 16 --layers 1 --batch-size 8 --no-tensorboard --device cpu"
@@ -107,6 +111,44 @@ def test_own_data_in_three_commands(place, capsys, write, dimensions, observed):
     assert report["dataset"]["sha256"] == read_demos(dataset).sha256
     assert sum(read_demos(dataset).obs_dims.values()) == observed
     assert "variance" in (place / "runs" / name / "report.html").read_text()
+
+
+def watched(path):
+    """Pushes by what a camera sees, and numbers that would give it away."""
+    demos = []
+    for i in range(4):
+        rng = np.random.default_rng(i)
+        place = rng.uniform(size=(20 + i, 2))
+        obs = {"hand": place + 1, "object": place, "front_image": rng.integers(0, 256, (20 + i, 24, 32, 3), np.uint8)}
+        demos.append((place, obs))
+    return write_hdf5(path / "watched.hdf5", demos)
+
+
+def test_a_policy_with_a_camera(place, capsys):
+    dataset = watched(place)
+    command(InspectData, inspect_data, "--dataset", dataset)
+    assert "cameras: front 24×32" in capsys.readouterr().out
+    assert "data:image/png" in (place / "runs" / "watched" / "data.html").read_text()
+    command(TrainActionVAE, run_train, "--dataset", dataset, *TRAIN.split())
+    distill = ["--dataset", dataset, "--cameras", "front", *DISTILL.split()]
+    command(DistillPolicy, run_distill, *distill, "--overwrite")
+    policy = load_policy(place / "runs" / "watched" / "policy" / "model")
+    assert (policy.cameras, policy.picture_size, policy.obs_keys) == (("front",), (24, 32), ("hand",))
+    with pytest.raises(SystemExit):
+        command(DistillPolicy, run_distill, *distill, "--resume", "--cameras", "top")
+    assert "no pictures of top. It has pictures of: front." in capsys.readouterr().err
+    command(Evaluate, run_evaluate, "--dataset", dataset)
+    assert "What the policy sees" in (place / "runs" / "watched" / "report.html").read_text()
+    assert page.main([str(place / "runs" / "watched")]) == 0  # the page once more, from the files alone
+    larger = h5py.File(dataset, "r+")
+    for demo in larger["data"].values():
+        pictures = np.repeat(demo["obs/front_image"][()], 2, axis=1)
+        del demo["obs/front_image"]
+        demo["obs/front_image"] = pictures
+    larger.close()
+    with pytest.raises(SystemExit):
+        command(Evaluate, run_evaluate, "--dataset", dataset)
+    assert "sees pictures of (24, 32) pixels" in capsys.readouterr().err
 
 
 def test_a_policy_learns_from_as_many_demonstrations_as_its_tokenizer_unless_told(place, capsys):

@@ -1,0 +1,75 @@
+"""What cameras saw of demonstrations, in robomimic's layout: `obs/<camera>_image`, (t height width 3) uint8.
+
+RGB, the first row at the top. No torch here: simulator workers need the names too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import h5py
+import numpy as np
+from jaxtyping import UInt8
+
+from daps_robot.data.hdf5 import listing, short
+from daps_robot.errors import DataError
+
+_SUFFIX = "_image"
+
+OBJECT_KEY = "object"
+"""The observation that a policy with cameras is not shown by default: where things are, which it is to see for itself."""
+
+
+def image_key(camera: str) -> str:
+    """The observation key of a camera's pictures."""
+    return f"{camera}{_SUFFIX}"
+
+
+def cameras_in(obs: h5py.Group) -> dict[str, tuple[int, int]]:
+    """Cameras that a group of observations has pictures of -> their height and width, sorted."""
+    found = {}
+    for key in sorted(obs):
+        if key.endswith(_SUFFIX) and isinstance(obs.get(key, getlink=True), h5py.HardLink):
+            value = obs[key]
+            if isinstance(value, h5py.Dataset) and _is_pictures(value):
+                found[key.removesuffix(_SUFFIX)] = (int(value.shape[1]), int(value.shape[2]))
+    return found
+
+
+def check_cameras(path: Path, wanted: Sequence[str], there: Mapping[str, tuple[int, int]]) -> None:
+    """Raises DataError where cameras that are wanted have no pictures, or pictures of different sizes."""
+    if len(set(wanted)) < len(wanted):
+        raise DataError(f"{path}: a camera was asked for twice: {', '.join(wanted)}.")
+    if missing := [camera for camera in wanted if camera not in there]:
+        raise DataError(
+            f"{path}: no pictures of {', '.join(missing)}. {listing('It has pictures of', list(there))} Of a simulated task "
+            f"they are made by: python scripts/render_demos.py --dataset {path} --cameras {' '.join(wanted)}"
+        )
+    sizes = {camera: there[camera] for camera in wanted}
+    if len(set(sizes.values())) > 1:
+        text = ", ".join(f"{camera} {height} × {width}" for camera, (height, width) in sizes.items())
+        raise DataError(f"{path}: pictures of different sizes ({text}); render them again at one size, or choose cameras alike.")
+
+
+def read_pictures(
+    dataset: h5py.Dataset, what: str, camera: str, shape: tuple[int, int, int]
+) -> UInt8[np.ndarray, "t height width 3"]:
+    """A camera's pictures of one demonstration, which must have this many steps, height and width.
+
+    Raises:
+        DataError: they are not such pictures, or cannot be read; `what` names file and demonstration.
+    """
+    where, expected = f"'obs/{image_key(camera)}'", (*shape, 3)
+    if dataset.shape != expected or not _is_pictures(dataset):
+        raise DataError(
+            f"{what}: {where} is {dataset.dtype} of shape {dataset.shape}; uint8 of {expected} is needed, a picture a step."
+        )
+    try:
+        return dataset[()]
+    except (OSError, RuntimeError, ValueError) as error:
+        raise DataError(f"{what}: {where} cannot be read ({short(error)}); the file is damaged, copy it again.") from error
+
+
+def _is_pictures(dataset: h5py.Dataset) -> bool:
+    return dataset.dtype == np.uint8 and dataset.ndim == 4 and dataset.shape[3] == 3 and 0 not in dataset.shape[1:]

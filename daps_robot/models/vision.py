@@ -1,0 +1,149 @@
+"""Pictures of cameras to memory tokens: convolutions, then the places of features (spatial softmax), then a few tokens.
+
+    (b n c height width 3) ──crop──► convolutions, of each camera its own ──► k places (x, y) ──linear──► tokens of a picture
+
+As in robomimic (Mandlekar et al. 2021, arXiv 2108.03298): random crops in training, of the middle when acting (section E there);
+spatial softmax of Finn et al. 2016 (arXiv 1509.06113).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor, nn
+
+from daps_robot import parallel
+from daps_robot.data.chunks import ChunkDataset
+from daps_robot.errors import ConfigError
+from daps_robot.types import PlanRequest
+
+Images = UInt8[Tensor, "b n c height width 3"] | None
+"""What cameras saw beside a batch of observation histories, for a policy that has some."""
+
+
+@dataclass(frozen=True)
+class PictureFrontEndConfig:
+    """Pictures of cameras.
+
+    Attributes:
+        cameras: how many, c.
+        height, width: of a picture, in pixels.
+        margin: pixels that a crop lacks in height and in width.
+        channels: of the convolutions, each of which halves the picture.
+        places: features whose places are read off.
+        tokens: memory tokens of a picture.
+    """
+
+    cameras: int = 2
+    height: int = 84
+    width: int = 84
+    margin: int = 8
+    channels: tuple[int, ...] = (32, 64, 64)
+    places: int = 32
+    tokens: int = 2
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.channels) <= 8:
+            raise ConfigError(f"{len(self.channels)} convolutions of pictures: from 1 to 8")
+        for name in ("cameras", "channels", "places", "tokens"):
+            value = getattr(self, name)
+            if not all(1 <= number <= 1024 for number in (value if isinstance(value, tuple) else (value,))):
+                raise ConfigError(f"{name} {value} of pictures must be from 1 to 1024")
+        least = 2 ** (len(self.channels) + 1) + self.margin
+        if self.margin < 0 or not least <= min(self.height, self.width) <= max(self.height, self.width) <= 4096:
+            raise ConfigError(
+                f"pictures of {self.height} × {self.width}, less {self.margin}: these convolutions take {least} to 4096 pixels"
+            )
+
+
+def picture_size(config: PictureFrontEndConfig | None) -> tuple[int, int] | None:
+    """Height and width of the pictures that are seen, if any are."""
+    return None if config is None else (config.height, config.width)
+
+
+def check_cameras_seen(cameras: tuple[str, ...], config: PictureFrontEndConfig | None) -> None:
+    """Raises ConfigError where a policy's cameras are not those that its front end has a part for."""
+    seen = 0 if config is None else config.cameras
+    if len(cameras) != seen or len(set(cameras)) < seen:
+        raise ConfigError(f"a front end for {seen} cameras does not see {', '.join(cameras) or 'none'}")
+
+
+def front_end_for(data: ChunkDataset) -> PictureFrontEndConfig | None:
+    """How the pictures of windows are seen, if they have any."""
+    if not data.cameras:
+        return None
+    _, height, width, _ = data.pictures[0][0].shape
+    return PictureFrontEndConfig(len(data.cameras), height, width)
+
+
+def on_device(request: PlanRequest, device: torch.device) -> tuple[Float[Tensor, "b n o"], Images]:
+    """What a policy is to plan from, observations and pictures, as tensors there."""
+    images = None if request.images is None else torch.from_numpy(request.images).to(device)
+    return torch.from_numpy(request.observations).to(device), images
+
+
+class PlaceReader(nn.Module):
+    """Where each feature is, from −1 to 1: the mean place under a softmax over the pixels of its map."""
+
+    grid: Tensor
+
+    def __init__(self, channels: int, places: int, height: int, width: int) -> None:
+        super().__init__()
+        self.features = nn.Conv2d(channels, places, 1)
+        y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
+        self.register_buffer("grid", torch.stack([x, y], dim=-1).flatten(0, 1), persistent=False)
+
+    def forward(self, maps: Float[Tensor, "b f height width"]) -> Float[Tensor, "b p"]:
+        weights = self.features(maps).flatten(2).float().softmax(-1)
+        return (weights @ self.grid).flatten(1)
+
+
+class PictureFrontEnd(nn.Module):
+    """Memory tokens of pictures, first all of a step, then those of the next."""
+
+    def __init__(self, config: PictureFrontEndConfig, width: int) -> None:
+        super().__init__()
+        self.config = config
+        self.encoders = nn.ModuleList(self._encoder(config, width) for _ in range(config.cameras))
+
+    @staticmethod
+    def _encoder(config: PictureFrontEndConfig, width: int) -> nn.Module:
+        layers: list[nn.Module] = []
+        size, before = [config.height - config.margin, config.width - config.margin], 3
+        for i, channels in enumerate(config.channels):
+            kernel = 5 if i == 0 else 3
+            layers += [nn.Conv2d(before, channels, kernel, stride=2, padding=kernel // 2), nn.ReLU(inplace=True)]
+            size, before = [(pixels + 1) // 2 for pixels in size], channels
+        layers += [PlaceReader(before, config.places, *size), nn.Linear(2 * config.places, config.tokens * width)]
+        return nn.Sequential(*layers)
+
+    def forward(self, images: UInt8[Tensor, "b n c height width 3"]) -> Float[Tensor, "b m d"]:
+        """Raises ConfigError for pictures of another number of cameras, or of another size."""
+        config = self.config
+        expected = (config.cameras, config.height, config.width, 3)
+        if tuple(images.shape[2:]) != expected:
+            raise ConfigError(
+                f"pictures of shape {tuple(images.shape[2:])} (cameras, height, width, 3), where {expected} is seen"
+            )
+        corners = self.corners(len(images), images.device)
+        tokens = []
+        for camera, encoder in enumerate(self.encoders):
+            pixels = self.crop(images[:, :, camera], corners[:, camera])
+            seen = encoder(rearrange(pixels, "b n h w three -> (b n) three h w").float() / 127.5 - 1)
+            tokens.append(rearrange(seen, "(b n) (i d) -> b n i d", n=images.shape[1], i=config.tokens))
+        return torch.cat(tokens, dim=2).flatten(1, 2)
+
+    def corners(self, b: int, device: torch.device) -> Int[Tensor, "b c 2"]:
+        """Upper left corners of the crops: in training random, one for all steps of a history; when acting the middle."""
+        config = self.config
+        if not self.training:
+            return torch.full((b, config.cameras, 2), config.margin // 2, device=device)
+        return (parallel.uniform(b, config.cameras, 2, device=device) * (config.margin + 1)).long()
+
+    def crop(self, pictures: UInt8[Tensor, "b n height width 3"], corners: Int[Tensor, "b 2"]) -> UInt8[Tensor, "b n y x 3"]:
+        height, width = self.config.height - self.config.margin, self.config.width - self.config.margin
+        cut = [each[:, y : y + height, x : x + width] for each, (y, x) in zip(pictures, corners.tolist(), strict=True)]
+        return torch.stack(cut)
