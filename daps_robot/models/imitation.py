@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from daps_robot.control import Acting
 from daps_robot.data.chunks import ChunkDataset, ObservedSteps
 from daps_robot.data.hdf5 import short
 from daps_robot.data.normalize import Scaler
@@ -66,7 +67,7 @@ class ImitationConfig:
             raise ConfigError(f"{self.observation_dim} observed values and {self.action_dim} action dimensions cannot be")
 
 
-class ImitationPolicy(nn.Module, ABC):
+class ImitationPolicy(Acting, nn.Module, ABC):
     """Observations to action chunks; trained on demonstrated windows by its own loss.
 
     A kind of policy states `kind` and `settings_type` and has `loss` and `sample`. Both see normalised numbers.
@@ -145,18 +146,18 @@ class ImitationPolicy(nn.Module, ABC):
         save_pretrained(self, self.config, self.kind, directory)
 
     @classmethod
-    def from_pretrained(cls, directory: Path) -> Self:
-        """Read a saved policy, ready for use.
+    def from_pretrained(cls, source: str | Path) -> Self:
+        """Read a saved policy, ready for use; `source` as `models.pretrained.find_model` takes it.
 
         Raises:
             CheckpointError: the directory holds none of this kind, or a damaged or later one.
             ConfigError: a package that this kind of policy needs is not installed.
         """
         cls.import_extra()
-        config, tensors = load_pretrained(ImitationConfig, cls.kind, directory)
+        config, tensors = load_pretrained(ImitationConfig, cls.kind, source)
         if not isinstance(config.settings, cls.settings_type):
-            raise CheckpointError(f"{directory} holds a {cls.kind} policy with the settings of another kind: train it anew")
-        return restore(lambda: cls(config), tensors, directory)
+            raise CheckpointError(f"{source} holds a {cls.kind} policy with the settings of another kind: train it anew")
+        return restore(lambda: cls(config), tensors, source)
 
 
 def masked_mean(values: Float[Tensor, "b h a"], mask: Bool[Tensor, "b h"]) -> Float[Tensor, ""]:

@@ -9,7 +9,7 @@ from daps_robot.errors import CheckpointError
 from daps_robot.models.bc_rnn import BCRNNPolicy
 from daps_robot.models.diffusion import DiffusionPolicy
 from daps_robot.models.policy import LatentPolicy
-from daps_robot.models.pretrained import saved_kind
+from daps_robot.models.pretrained import find_model, saved_kind
 from daps_robot.models.regression import RegressionPolicy
 from daps_robot.registry import Registry
 from daps_robot.types import TrainedPolicy
@@ -21,17 +21,18 @@ for _class in (LatentPolicy, RegressionPolicy, DiffusionPolicy, BCRNNPolicy):
     POLICIES.register(_class.kind)(_class)
 
 
-def load_policy(directory: Path) -> TrainedPolicy:
-    """Read a saved policy of any kind, ready for use.
+def load_policy(source: str | Path) -> TrainedPolicy:
+    """Read a saved policy of any kind, ready for use; `source` as `models.pretrained.find_model` takes it.
 
     Raises:
         CheckpointError: the directory holds none, or a damaged or later one.
         ConfigError: a package that this kind of policy needs is not installed.
     """
+    directory = find_model(source)
     kind = saved_kind(directory)
     if kind not in POLICIES:
         raise CheckpointError(
-            f"{Path(directory) / 'config.json'} describes {kind[:60]!r}, not a policy (there are: {', '.join(POLICIES)}): "
+            f"{directory / 'config.json'} describes {kind[:60]!r}, not a policy (there are: {', '.join(POLICIES)}): "
             "give the directory of a trained policy"
         )
     return POLICIES[kind].from_pretrained(directory)

@@ -86,11 +86,11 @@ class CodePrior(nn.Module):
         save_pretrained(self, self.config, "prior", directory)
 
     @classmethod
-    def from_pretrained(cls, directory: Path) -> CodePrior:
-        """Read a saved prior, ready for use.
+    def from_pretrained(cls, source: str | Path) -> CodePrior:
+        """Read a saved prior, ready for use; `source` as `models.pretrained.find_model` takes it.
 
         Raises:
             CheckpointError: the directory holds none, or a damaged or later one.
         """
-        config, tensors = load_pretrained(CodePriorConfig, "prior", directory)
-        return restore(lambda: cls(config), tensors, directory)
+        config, tensors = load_pretrained(CodePriorConfig, "prior", source)
+        return restore(lambda: cls(config), tensors, source)

@@ -134,15 +134,15 @@ class TableTokenizer(nn.Module, ABC):
         save_pretrained(self, self.config, self.kind, directory)
 
     @classmethod
-    def from_pretrained(cls, directory: Path) -> Self:
-        """Read a saved one, ready for use.
+    def from_pretrained(cls, source: str | Path) -> Self:
+        """Read a saved one, ready for use; `source` as `models.pretrained.find_model` takes it.
 
         Raises:
             CheckpointError: the directory holds none, or a damaged or later one.
         """
-        loaded: tuple[Any, dict[str, Tensor]] = load_pretrained(cls.config_type, cls.kind, directory)
+        loaded: tuple[Any, dict[str, Tensor]] = load_pretrained(cls.config_type, cls.kind, source)
         config, tensors = loaded
-        return restore(lambda: cls(config), tensors, directory)
+        return restore(lambda: cls(config), tensors, source)
 
 
 def check_chunk(horizon: int, channels: int) -> None:

@@ -278,14 +278,14 @@ class Tokenizer(nn.Module):
         save_pretrained(self, self.config, "tokenizer", directory)
 
     @classmethod
-    def from_pretrained(cls, directory: Path) -> Tokenizer:
-        """Read a saved tokenizer, ready for use.
+    def from_pretrained(cls, source: str | Path) -> Tokenizer:
+        """Read a saved tokenizer, ready for use; `source` as `models.pretrained.find_model` takes it.
 
         Raises:
             CheckpointError: the directory holds none, or a damaged or later one.
         """
-        config, tensors = load_pretrained(TokenizerConfig, "tokenizer", directory)
-        return restore(lambda: cls(config), tensors, directory)
+        config, tensors = load_pretrained(TokenizerConfig, "tokenizer", source)
+        return restore(lambda: cls(config), tensors, source)
 
     def _masked(self, embedded: Float[Tensor, "b k l d"], kept: Int[Tensor, " b"] | None) -> Float[Tensor, "b k l d"]:
         b, k, given = embedded.shape[:3]
