@@ -17,7 +17,7 @@ from daps_robot.data.chunks import ChunkDataset, ObservedSteps
 from daps_robot.data.hdf5 import short
 from daps_robot.data.normalize import Scaler
 from daps_robot.errors import CheckpointError, ConfigError
-from daps_robot.models.pretrained import load_pretrained, restore, save_pretrained
+from daps_robot.models.pretrained import find_model, load_pretrained, restore, save_pretrained
 from daps_robot.types import ChunkBatch, PlanRequest
 
 
@@ -147,17 +147,18 @@ class ImitationPolicy(Acting, nn.Module, ABC):
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> Self:
-        """Read a saved policy, ready for use; `source` as `models.pretrained.find_model` takes it.
+        """Read a saved policy, ready for use; `source` as `find_model` takes it.
 
         Raises:
             CheckpointError: the directory holds none of this kind, or a damaged or later one.
             ConfigError: a package that this kind of policy needs is not installed.
         """
         cls.import_extra()
-        config, tensors = load_pretrained(ImitationConfig, cls.kind, source)
+        directory = find_model(source)
+        config, tensors = load_pretrained(ImitationConfig, cls.kind, directory)
         if not isinstance(config.settings, cls.settings_type):
-            raise CheckpointError(f"{source} holds a {cls.kind} policy with the settings of another kind: train it anew")
-        return restore(lambda: cls(config), tensors, source)
+            raise CheckpointError(f"{directory} holds a {cls.kind} policy with the settings of another kind: train it anew")
+        return restore(lambda: cls(config), tensors, directory)
 
 
 def masked_mean(values: Float[Tensor, "b h a"], mask: Bool[Tensor, "b h"]) -> Float[Tensor, ""]:

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from daps_robot.errors import CheckpointError
+from daps_robot.exported import ExportedPolicy
 from daps_robot.models.bc_rnn import BCRNNPolicy
 from daps_robot.models.diffusion import DiffusionPolicy
 from daps_robot.models.policy import LatentPolicy
 from daps_robot.models.pretrained import find_model, saved_kind
 from daps_robot.models.regression import RegressionPolicy
 from daps_robot.registry import Registry
-from daps_robot.types import TrainedPolicy
+from daps_robot.types import SizedPolicy, TrainedPolicy
 
 POLICIES: Registry[Any] = Registry("policy", "daps_robot.policies")
 """Classes of policies, which have `from_pretrained`; another package adds its own by an entry point of that group."""
@@ -36,3 +37,13 @@ def load_policy(source: str | Path) -> TrainedPolicy:
             "give the directory of a trained policy"
         )
     return POLICIES[kind].from_pretrained(directory)
+
+
+def read_policy(path: Path) -> SizedPolicy:
+    """The policy of a run, or of a file that was exported from one.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+        ConfigError: a package that it needs is not installed.
+    """
+    return ExportedPolicy(path) if path.is_file() or path.suffix == ".onnx" else load_policy(path / "model")

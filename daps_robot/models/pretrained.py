@@ -78,14 +78,13 @@ def _from_hub(repository: str, revision: str | None) -> Path:
         ) from error
 
 
-def saved_kind(source: str | Path) -> str:
-    """Which kind of model is saved there; `source` as `find_model` takes it.
+def saved_kind(directory: Path) -> str:
+    """Which kind of model a directory holds.
 
     Raises:
         CheckpointError: none, or a damaged one.
     """
-    directory = find_model(source)
-    path = directory / "config.json"
+    path = Path(directory) / "config.json"
     if not path.is_file():
         raise CheckpointError(f"{directory} holds no saved model (no config.json): give the directory of a trained one")
     try:
@@ -95,14 +94,13 @@ def saved_kind(source: str | Path) -> str:
     return str(values.get("format") if isinstance(values, dict) else values).removeprefix("daps_robot/")
 
 
-def load_pretrained(cls: type[C], kind: str, source: str | Path) -> tuple[C, dict[str, Tensor]]:
-    """The configuration (an instance of `cls`) and the tensors of a saved model; `source` as `find_model` takes it.
+def load_pretrained(cls: type[C], kind: str, directory: Path) -> tuple[C, dict[str, Tensor]]:
+    """The configuration (an instance of `cls`) and the tensors of a saved model.
 
     Raises:
         CheckpointError: not a directory of this kind of model, damaged, or written by a later version.
     """
-    directory = find_model(source)
-    path = directory / "config.json"
+    path = Path(directory) / "config.json"
     if not path.is_file():
         raise CheckpointError(f"{directory} holds no saved {kind} (no config.json): give the directory of a trained one")
     try:
@@ -120,13 +118,13 @@ def load_pretrained(cls: type[C], kind: str, source: str | Path) -> tuple[C, dic
     return config, load_tensors(path.with_name("model.safetensors"))
 
 
-def restore(build: Callable[[], M], tensors: dict[str, Tensor], source: str | Path) -> M:
+def restore(build: Callable[[], M], tensors: dict[str, Tensor], directory: Path) -> M:
     """The module that `build` makes, with the tensors of `load_pretrained`, ready for use.
 
     Raises:
         CheckpointError: the configuration describes no module, or another than the tensors are of.
     """
-    weights = find_model(source) / "model.safetensors"
+    weights = Path(directory) / "model.safetensors"
     try:
         module = build()
     except (ConfigError, RuntimeError, ValueError, TypeError, OverflowError) as error:

@@ -30,7 +30,7 @@ from daps_robot.models.posteriors import (
     make_posterior,
 )
 from daps_robot.models.prefixes import check_codes, seen_codes
-from daps_robot.models.pretrained import load_pretrained, restore, save_pretrained
+from daps_robot.models.pretrained import find_model, load_pretrained, restore, save_pretrained
 from daps_robot.models.sampling import CodeSample, greedy, sample
 from daps_robot.parallel import uniform
 
@@ -279,13 +279,14 @@ class Tokenizer(nn.Module):
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> Tokenizer:
-        """Read a saved tokenizer, ready for use; `source` as `models.pretrained.find_model` takes it.
+        """Read a saved tokenizer, ready for use; `source` as `find_model` takes it.
 
         Raises:
             CheckpointError: the directory holds none, or a damaged or later one.
         """
-        config, tensors = load_pretrained(TokenizerConfig, "tokenizer", source)
-        return restore(lambda: cls(config), tensors, source)
+        directory = find_model(source)
+        config, tensors = load_pretrained(TokenizerConfig, "tokenizer", directory)
+        return restore(lambda: cls(config), tensors, directory)
 
     def _masked(self, embedded: Float[Tensor, "b k l d"], kept: Int[Tensor, " b"] | None) -> Float[Tensor, "b k l d"]:
         b, k, given = embedded.shape[:3]

@@ -16,7 +16,7 @@ from daps_robot.report.html import beside, figure, grid, missing, number, paragr
 from daps_robot.report.measure import CodeUsage, action_deviation, action_names, code_usage, held_out, trace
 from daps_robot.report.run import Run
 from daps_robot.report.style import PAGE, to_svg
-from daps_robot.types import TrainedPolicy
+from daps_robot.types import SizedPolicy
 
 MAX_VIDEO_BYTES = 8 * 2**20
 SHOWN_DEMOS = 3
@@ -63,7 +63,7 @@ CHUNKS_WITH_CODES = (
 )
 
 
-def chunks(policy: TrainedPolicy, demos: DemoSet) -> str:
+def chunks(policy: SizedPolicy, demos: DemoSet) -> str:
     """Demonstrated, reconstructed (of a latent policy) and planned actions."""
     latent = isinstance(policy, LatentPolicy)
     title = "Actions: demonstrated, rebuilt, planned" if latent else "Actions: demonstrated, planned"
