@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from daps_robot.control import Controller
+    from daps_robot.exported import ExportedPolicy
     from daps_robot.models.action_tokenizer import load_tokenizer
     from daps_robot.models.policies import load_policy
     from daps_robot.models.policy import LatentPolicy
@@ -15,10 +16,11 @@ if TYPE_CHECKING:
 
     __version__: str
 
-__all__ = ["Controller", "LatentPolicy", "PlanAhead", "Tokenizer", "load_policy", "load_tokenizer"]
+__all__ = ["Controller", "ExportedPolicy", "LatentPolicy", "PlanAhead", "Tokenizer", "load_policy", "load_tokenizer"]
 
 _PUBLIC = {
     "Controller": "daps_robot.control",
+    "ExportedPolicy": "daps_robot.exported",
     "LatentPolicy": "daps_robot.models.policy",
     "PlanAhead": "daps_robot.plan_ahead",
     "Tokenizer": "daps_robot.models.tokenizer",

@@ -101,6 +101,7 @@ def run(config: ExportPolicy) -> JSON:
     return {"file": str(out), "observations": len(observations), **report, "latency_ms": latency}
 
 
+@torch.no_grad()
 def compare(
     policy: LatentPolicy | RegressionPolicy, exported: ExportedPolicy, observations: Float[np.ndarray, "m n o"]
 ) -> dict[str, float]:
