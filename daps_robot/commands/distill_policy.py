@@ -231,7 +231,15 @@ def command_in(description: Any) -> JSON:
 def run_description(directory: Path) -> dict[str, Any]:
     """The config.json of a run."""
     path = directory / "config.json"
-    description = load_json(path)
+    return with_dataset(load_json(path), path)
+
+
+def with_dataset(description: Any, path: Path) -> dict[str, Any]:
+    """What a run says of itself, in that file.
+
+    Raises:
+        CheckpointError: the data set is not in it.
+    """
     dataset = description.get("dataset") if isinstance(description, dict) else None
     if not isinstance(dataset, dict) or not isinstance(dataset.get("path"), str):
         raise CheckpointError(f"{path} does not say which data set the run used: train anew, or copy the file again")

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from daps_robot.commands.distill_policy import env_in, newest_run, run_description
+from daps_robot.commands.distill_policy import env_in, newest_run, run_description, with_dataset
 from daps_robot.commands.rollout_env import check_counts, look_at, rollout_env
 from daps_robot.commands.through_tokenizer import OtherCodes, ceilings, describe, malformed_codes, replays, tokenizer_figures
 from daps_robot.commands.train_action_vae import split
@@ -107,11 +107,14 @@ def run(config: Evaluate) -> JSON:
     name = dataset_name(config.dataset) if config.dataset else None
     policy_run = config.policy or newest_run("policy", name)
     policy = read_policy(policy_run)
+    if isinstance(policy, ExportedPolicy):
+        if config.decoding != DecodingConfig():
+            raise ConfigError(f"{policy_run} decodes as it was exported ({policy.config.decoding}): export it anew to change that")
+        description = with_dataset(policy.config.run, policy_run)
+    else:
+        description = run_description(policy_run)
     if isinstance(policy, LatentPolicy):
         policy = policy.with_decoding(config.decoding)
-    elif isinstance(policy, ExportedPolicy) and config.decoding != DecodingConfig():
-        raise ConfigError(f"{policy_run} decodes as it was exported ({policy.config.decoding}): export it anew to change that")
-    description = policy.config.run if isinstance(policy, ExportedPolicy) else run_description(policy_run)
     demos = read_demos(fetch(config.dataset or description["dataset"]["path"]), policy.obs_keys)
     if (demos.action_dim, sum(demos.obs_dims.values())) != (policy.action_dim, policy.observation_dim):
         raise CheckpointError(

@@ -73,6 +73,7 @@ def run(config: ExportPolicy) -> JSON:
     out = config.out or policy_run / "exported.onnx"
     if out.exists() and not config.overwrite:
         raise RunDirectoryError(f"{out} is there already: --overwrite replaces it, --out names another file")
+    out.parent.mkdir(parents=True, exist_ok=True)
     saved = load_policy(policy_run / "model")
     if isinstance(saved, LatentPolicy):
         saved = saved.with_decoding(config.decoding)
@@ -80,7 +81,7 @@ def run(config: ExportPolicy) -> JSON:
     description = run_description(policy_run)
     demos = read_demos(fetch(config.dataset or description["dataset"]["path"]), policy.obs_keys)
     if sum(demos.obs_dims.values()) != policy.observation_dim:
-        raise CheckpointError(f"{demos.path} was not what the policy in {policy_run} was trained on: pass --dataset")
+        raise CheckpointError(f"{demos.path} is not what the policy in {policy_run} was trained on: pass --dataset")
     _, valid = split(demos, policy.horizon, policy.history)
     spread = torch.linspace(0, len(valid) - 1, min(config.observations, len(valid))).long()
     observations = valid.gather(spread).observations.numpy()

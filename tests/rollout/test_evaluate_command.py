@@ -22,6 +22,7 @@ from daps_robot.commands.evaluate import Evaluate, RolloutConfig
 from daps_robot.commands.export_policy import ExportPolicy
 from daps_robot.commands.train_policy import TrainPolicy
 from daps_robot.errors import CheckpointError, ConfigError, RunDirectoryError, SimulationError
+from daps_robot.exported import ExportedPolicy
 from daps_robot.models.policy import DecodingConfig
 from daps_robot.report.page import main as write_again
 from daps_robot.training.loop import Training
@@ -129,6 +130,10 @@ def test_an_exported_policy_is_checked_timed_and_evaluated(
     assert write_again([str(run / "exported")]) == 0
     with pytest.raises(ConfigError, match=r"decodes as it was exported \(expected\)"):
         evaluate.run(Evaluate(file, rollout=ROLLOUTS, decoding=DecodingConfig("greedy")))
+
+    monkeypatch.setattr(evaluate, "read_policy", lambda path: (read := ExportedPolicy(path), read.config.run.clear())[0])
+    with pytest.raises(CheckpointError, match=r"exported\.onnx does not say which data set"):
+        evaluate.run(Evaluate(file, rollout=ROLLOUTS))
 
     monkeypatch.setattr(export_policy, "export_policy", lambda saved, path, run: path.write_bytes(b"damaged"))
     before = file.read_bytes()
