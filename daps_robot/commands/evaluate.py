@@ -109,7 +109,9 @@ def run(config: Evaluate) -> JSON:
     policy = read_policy(policy_run)
     if isinstance(policy, ExportedPolicy):
         if config.decoding != DecodingConfig():
-            raise ConfigError(f"{policy_run} decodes as it was exported ({policy.config.decoding}): export it anew to change that")
+            raise ConfigError(
+                f"{policy_run} decodes as it was exported ({policy.config.decoding}): export it anew to change that"
+            )
         description = with_dataset(policy.config.run, policy_run)
     else:
         description = run_description(policy_run)
