@@ -25,5 +25,9 @@ class RunDirectoryError(DapsRobotError):
     """A run directory that is in use, not writable, or holds another run."""
 
 
+class ControlError(DapsRobotError):
+    """An observation that cannot be acted on, or a plan that cannot be executed or has not come in time."""
+
+
 class SimulationError(DapsRobotError):
     """A simulated environment that is not installed, lacks what was asked of it, or failed."""

@@ -20,11 +20,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
-from torch import Tensor, nn
+
+if TYPE_CHECKING:  # an exported policy acts without torch
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,8 @@ class Policy(Protocol):
 
 
 @runtime_checkable
-class TrainedPolicy(Policy, Protocol):
-    """A policy that knows what it was trained for, and can be saved.
+class SizedPolicy(Policy, Protocol):
+    """A policy that knows what it was trained for.
 
     Attributes:
         kind: the name under which it is saved (see `daps_robot.models.policies.POLICIES`).
@@ -126,6 +128,11 @@ class TrainedPolicy(Policy, Protocol):
     observation_dim: int
     action_dim: int
     execute: int
+
+
+@runtime_checkable
+class TrainedPolicy(SizedPolicy, Protocol):
+    """A policy that can be trained further, and saved."""
 
     def parameters(self) -> Iterator[nn.Parameter]: ...
 

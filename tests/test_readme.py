@@ -28,6 +28,7 @@ SMALL = {
     "train_policy.py": [*TRAIN, "--width", "16", "--layers", "1"],
     "evaluate.py": ["--episodes", "2", "--ceiling-episodes", "2", "--videos", "0", "--max-steps", "16", "--slots", "2"],
     "benchmark.py": ["--steps", "1"],
+    "export_policy.py": ["--observations", "4", "--calls", "2"],
     "train_image_tokenizer.py": [*TRAIN, "--warm-start-steps", "6", "--validate-on", "8"],
     "train_image_prior.py": [*TRAIN, "--width", "16", "--layers", "1"],
     "sample_images.py": ["--count", "2"],

@@ -185,7 +185,7 @@ def fingerprint(model: Path) -> str:
     Raises:
         CheckpointError: there is none.
     """
-    files = [file for file in model.rglob("*") if file.is_file()]
+    files = [file for file in model.rglob("*") if file.is_file() and file.name != "README.md"]  # which is about it
     if not files:
         raise CheckpointError(f"{model} is gone: delete {model.parent} to train it anew")
     return folder_sha256(model, files)
@@ -215,14 +215,24 @@ def inherited_demonstrations(config: DistillPolicy, tokenizer_run: Path) -> int 
 
 def env_of(directory: Path) -> str | None:
     """The --env that a run was trained with, if any."""
-    env = command_of(directory).get("env")
+    path = directory / "config.json"
+    return env_in(load_json(path) if path.is_file() else None)
+
+
+def env_in(description: Any) -> str | None:
+    """The --env in the config.json of a run, if any."""
+    env = command_in(description).get("env")
     return env if isinstance(env, str) else None
 
 
 def command_of(directory: Path) -> JSON:
     """The command that a run was trained by, as far as its config.json says."""
     path = directory / "config.json"
-    description = load_json(path) if path.is_file() else None
+    return command_in(load_json(path) if path.is_file() else None)
+
+
+def command_in(description: Any) -> JSON:
+    """The command in the config.json of a run, as far as there is one."""
     command = description.get("command") if isinstance(description, dict) else None
     return command if isinstance(command, dict) else {}
 
@@ -230,7 +240,15 @@ def command_of(directory: Path) -> JSON:
 def run_description(directory: Path) -> dict[str, Any]:
     """The config.json of a run."""
     path = directory / "config.json"
-    description = load_json(path)
+    return with_dataset(load_json(path), path)
+
+
+def with_dataset(description: Any, path: Path) -> dict[str, Any]:
+    """What a run says of itself, in that file.
+
+    Raises:
+        CheckpointError: the data set is not in it.
+    """
     dataset = description.get("dataset") if isinstance(description, dict) else None
     if not isinstance(dataset, dict) or not isinstance(dataset.get("path"), str):
         raise CheckpointError(f"{path} does not say which data set the run used: train anew, or copy the file again")

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from daps_robot.commands.distill_policy import env_of, newest_run, run_description
+from daps_robot.commands.distill_policy import env_in, newest_run, run_description, with_dataset
 from daps_robot.commands.rollout_env import check_counts, look_at, rollout_env
 from daps_robot.commands.through_tokenizer import OtherCodes, ceilings, describe, malformed_codes, replays, tokenizer_figures
 from daps_robot.commands.train_action_vae import split
@@ -20,14 +20,15 @@ from daps_robot.data.catalog import dataset_name, fetch
 from daps_robot.data.chunks import ChunkDataset
 from daps_robot.data.demos import EVAL_SEED_START, DemoSet, read_demos
 from daps_robot.errors import CheckpointError, ConfigError, RunDirectoryError, SimulationError
+from daps_robot.exported import ExportedPolicy
 from daps_robot.models.fast import FASTTokenizer
-from daps_robot.models.policies import load_policy
+from daps_robot.models.policies import read_policy
 from daps_robot.models.policy import DecodingConfig, LatentPolicy
 from daps_robot.report.page import write_page
 from daps_robot.rollout.evaluate import evaluate
 from daps_robot.rollout.latency import plan_latency
 from daps_robot.training.imitation import action_scale, planning_error
-from daps_robot.types import JSON, TrainedPolicy
+from daps_robot.types import JSON, SizedPolicy
 
 
 @dataclass(frozen=True)
@@ -68,13 +69,15 @@ class Evaluate:
     """Measure a policy's success rate in simulation, with the ceiling of its tokenizer, if it has one, and write a report.
 
     Attributes:
-        policy: directory of a policy's run, of any kind; by default the newest latent one (of the data set, if one is named).
+        policy: directory of a policy's run, of any kind, or a file that export_policy.py wrote; by default the newest latent one
+            (of the data set, if one is named).
         dataset: a name of the catalogue, a robomimic HDF5 file or a LeRobot folder; by default the one that the policy was
             trained on.
-        out: where report.json and report.html go; by default the directory above a latent policy's run, another's run itself.
+        out: where report.json and report.html go; by default the directory above a latent policy's run, another's run itself,
+            of a file the directory beside it that has its name without the ending.
         env: Gymnasium id to roll out in, or "none"; by default what the policy was trained with, else what the data set names.
         rollout: how episodes are played.
-        decoding: how a latent policy chooses codes.
+        decoding: how a latent policy chooses codes; an exported one does so as it was exported.
     """
 
     policy: Path | None = None
@@ -104,10 +107,17 @@ def run(config: Evaluate) -> JSON:
     torch.manual_seed(0)  # of the posterior samples in the held-out figures
     name = dataset_name(config.dataset) if config.dataset else None
     policy_run = config.policy or newest_run("policy", name)
-    policy = load_policy(policy_run / "model")
+    policy = read_policy(policy_run)
+    if isinstance(policy, ExportedPolicy):
+        if config.decoding != DecodingConfig():
+            raise ConfigError(
+                f"{policy_run} decodes as it was exported ({policy.config.decoding}): export it anew to change that"
+            )
+        description = with_dataset(policy.config.run, policy_run)
+    else:
+        description = run_description(policy_run)
     if isinstance(policy, LatentPolicy):
         policy = policy.with_decoding(config.decoding)
-    description = run_description(policy_run)
     path = fetch(config.dataset or description["dataset"]["path"])
     demos = read_demos(path, policy.obs_keys, cameras=policy.cameras)
     if (demos.action_dim, sum(demos.obs_dims.values())) != (policy.action_dim, policy.observation_dim):
@@ -120,8 +130,8 @@ def run(config: Evaluate) -> JSON:
             f"the policy in {policy_run} sees pictures of {policy.picture_size} pixels, those of {demos.path} have "
             f"{demos.picture_size}: pass the data set it was trained on"
         )
-    env_id, without = playable(demos, config.env, policy_run)
-    out = config.out or (policy_run.parent if isinstance(policy, LatentPolicy) else policy_run)
+    env_id, without = playable(demos, config.env, env_in(description))
+    out = config.out or report_directory(policy, policy_run)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -132,7 +142,7 @@ def run(config: Evaluate) -> JSON:
     report: JSON = {
         "dataset": {"path": str(demos.path), "sha256": demos.sha256, "demonstrations": len(demos.demos)},
         "policy_kind": policy.kind,
-        "policy_parameters": sum(p.numel() for p in policy.parameters()),
+        "policy_parameters": weights(policy),
         "chunk_error": planned["chunk_error"],
         "policy_rmse": [planned[f"rmse/{i}"] for i in range(policy.action_dim)],
     }
@@ -167,13 +177,28 @@ def run(config: Evaluate) -> JSON:
     return report
 
 
-def playable(demos: DemoSet, asked: str | None, policy_run: Path) -> tuple[str | None, str]:
+def report_directory(policy: SizedPolicy, policy_run: Path) -> Path:
+    """Where the report of a policy goes."""
+    if isinstance(policy, ExportedPolicy):
+        return policy_run.with_suffix("")
+    return policy_run.parent if isinstance(policy, LatentPolicy) else policy_run
+
+
+def weights(policy: SizedPolicy) -> int:
+    """How many numbers it has learned."""
+    if isinstance(policy, ExportedPolicy):
+        return policy.config.weights
+    assert isinstance(policy, torch.nn.Module)
+    return sum(parameter.numel() for parameter in policy.parameters())
+
+
+def playable(demos: DemoSet, asked: str | None, trained: str | None) -> tuple[str | None, str]:
     """The environment to roll out in, or None and why there are no rollouts.
 
     Raises:
         SimulationError: the environment that was asked for cannot be had.
     """
-    env_id = rollout_env(demos, asked or env_of(policy_run))
+    env_id = rollout_env(demos, asked or trained)
     if env_id is None:
         return None, f"{demos.path} names no environment (pass --env to name one), or --env none was asked for"
     try:
@@ -188,7 +213,7 @@ def playable(demos: DemoSet, asked: str | None, policy_run: Path) -> tuple[str |
 def roll_out(
     config: RolloutConfig,
     env_id: str,
-    policy: TrainedPolicy,
+    policy: SizedPolicy,
     others: OtherCodes | None,
     demos: DemoSet,
     out: Path,

@@ -7,7 +7,7 @@ from pathlib import Path
 from daps_robot.errors import CheckpointError
 from daps_robot.models.bins import BinsTokenizer, BinsTokenizerConfig
 from daps_robot.models.fast import FASTTokenizer, FASTTokenizerConfig
-from daps_robot.models.pretrained import saved_kind
+from daps_robot.models.pretrained import find_model, saved_kind
 from daps_robot.models.tokenizer import Tokenizer, TokenizerConfig
 
 ActionTokenizer = Tokenizer | BinsTokenizer | FASTTokenizer
@@ -27,15 +27,14 @@ def build_tokenizer(config: ActionTokenizerConfig) -> ActionTokenizer:
     return FASTTokenizer(config) if isinstance(config, FASTTokenizerConfig) else Tokenizer(config)
 
 
-def load_tokenizer(directory: Path) -> ActionTokenizer:
-    """Read a saved tokenizer of any kind, ready for use.
+def load_tokenizer(source: str | Path) -> ActionTokenizer:
+    """Read a saved tokenizer of any kind, ready for use; `source` as `models.pretrained.find_model` takes it.
 
     Raises:
         CheckpointError: the directory holds none, or a damaged or later one.
     """
+    directory = find_model(source)
     kind = saved_kind(directory)
     if kind not in KINDS:
-        raise CheckpointError(
-            f"{Path(directory) / 'config.json'} describes {kind[:60]!r}, not a tokenizer: give the directory of one"
-        )
+        raise CheckpointError(f"{directory / 'config.json'} describes {kind[:60]!r}, not a tokenizer: give the directory of one")
     return KINDS[kind].from_pretrained(directory)

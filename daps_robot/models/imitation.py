@@ -12,11 +12,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from daps_robot.control import Acting
 from daps_robot.data.chunks import ChunkDataset, ObservedSteps
 from daps_robot.data.hdf5 import short
 from daps_robot.data.normalize import Scaler
 from daps_robot.errors import CheckpointError, ConfigError
-from daps_robot.models.pretrained import load_pretrained, restore, save_pretrained
+from daps_robot.models.pretrained import find_model, load_pretrained, restore, save_pretrained
 from daps_robot.models.vision import Images, PictureFrontEndConfig, check_cameras_seen, front_end_for, on_device, picture_size
 from daps_robot.types import ChunkBatch, PlanRequest
 
@@ -72,7 +73,7 @@ class ImitationConfig:
         check_cameras_seen(self.cameras, self.pictures)
 
 
-class ImitationPolicy(nn.Module, ABC):
+class ImitationPolicy(Acting, nn.Module, ABC):
     """Observations to action chunks; trained on demonstrated windows by its own loss.
 
     A kind of policy states `kind` and `settings_type` and has `loss` and `sample`. Both see normalised numbers; of a kind that
@@ -169,14 +170,15 @@ class ImitationPolicy(nn.Module, ABC):
         save_pretrained(self, self.config, self.kind, directory)
 
     @classmethod
-    def from_pretrained(cls, directory: Path) -> Self:
-        """Read a saved policy, ready for use.
+    def from_pretrained(cls, source: str | Path) -> Self:
+        """Read a saved policy, ready for use; `source` as `find_model` takes it.
 
         Raises:
             CheckpointError: the directory holds none of this kind, or a damaged or later one.
             ConfigError: a package that this kind of policy needs is not installed.
         """
         cls.import_extra()
+        directory = find_model(source)
         config, tensors = load_pretrained(ImitationConfig, cls.kind, directory)
         if not isinstance(config.settings, cls.settings_type):
             raise CheckpointError(f"{directory} holds a {cls.kind} policy with the settings of another kind: train it anew")

@@ -1,19 +1,27 @@
-"""Saved models: a directory with config.json (format, version, configuration) and model.safetensors."""
+"""Saved models: a directory with config.json (format, version, configuration), model.safetensors and a README.md about it.
+
+The same directory may lie on the Hugging Face hub: of a repository there only these two files are ever fetched, safetensors and
+JSON, neither of which can run code.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from daps_robot.checkpoints import load_tensors, load_weights, save_tensors
+from daps_robot.checkpoints import load_tensors, load_weights, save_tensors, write_atomically
 from daps_robot.config import from_json, load_json, save_json, to_json
 from daps_robot.data.hdf5 import short
 from daps_robot.errors import CheckpointError, ConfigError, RunDirectoryError
+from daps_robot.models.card import model_card
 
 VERSION = 1
+FILES = ("config.json", "model.safetensors")
+HUB_ID = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?", re.ASCII)
 C = TypeVar("C")
 M = TypeVar("M", bound=nn.Module)
 
@@ -29,8 +37,45 @@ def save_pretrained(module: nn.Module, config: Any, kind: str, directory: Path) 
         save_tensors(module.state_dict(), directory / "model.safetensors")
         values = {"format": f"daps_robot/{kind}", "version": VERSION, "config": to_json(config)}
         save_json(values, directory / "config.json")
+        card = model_card(module, config, kind, directory)
+        write_atomically(directory / "README.md", lambda temporary: temporary.write_text(card, encoding="utf-8"))
     except OSError as error:
         raise RunDirectoryError(f"cannot write {directory}: {error.strerror}") from error
+
+
+def find_model(source: str | Path) -> Path:
+    """The directory of a saved model.
+
+    Args:
+        source: that directory; the directory of a training run, whose model is in `model/`; or, as a string that names nothing
+            here, "owner/name" or "owner/name@revision" on the Hugging Face hub. A `Path` never leads to the network.
+
+    Raises:
+        CheckpointError: the hub does not have it, or cannot be reached. What a directory lacks is left to whoever reads it.
+        ConfigError: it would have to come from the hub, and huggingface_hub is not installed.
+    """
+    path = Path(source)
+    if path.exists():
+        in_run = (path / "model" / "config.json").is_file() and not (path / "model.safetensors").exists()
+        return path / "model" if in_run else path
+    named = HUB_ID.fullmatch(source) if isinstance(source, str) else None
+    return path if named is None else _from_hub(named["repository"], named["revision"])
+
+
+def _from_hub(repository: str, revision: str | None) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise ConfigError(
+            f"there is no directory {repository} here; to look for it on the Hugging Face hub: pip install 'daps-robot[hub]'"
+        ) from error
+    try:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(FILES)))
+    except Exception as error:  # the hub's client has many, and those of the network come through
+        at = f" at revision {revision}" if revision else ""
+        raise CheckpointError(
+            f"{repository} is no directory here, and cannot be had from the Hugging Face hub{at}: {short(error)}"
+        ) from error
 
 
 def saved_kind(directory: Path) -> str:
@@ -84,7 +129,7 @@ def restore(build: Callable[[], M], tensors: dict[str, Tensor], directory: Path)
         module = build()
     except (ConfigError, RuntimeError, ValueError, TypeError, OverflowError) as error:
         raise CheckpointError(
-            f"{Path(directory) / 'config.json'} describes no model that can be built: {short(error)}"
+            f"{weights.with_name('config.json')} describes no model that can be built: {short(error)}"
         ) from error
     load_weights(module, tensors, weights)
     return module.eval()

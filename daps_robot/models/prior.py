@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from daps_robot.errors import ConfigError
 from daps_robot.models.code_model import CodeModel, CodeModelConfig, EmbeddingHead, Memory
 from daps_robot.models.frontends import LabelFrontEnd, LabelFrontEndConfig
-from daps_robot.models.pretrained import load_pretrained, restore, save_pretrained
+from daps_robot.models.pretrained import find_model, load_pretrained, restore, save_pretrained
 from daps_robot.models.sampling import sample
 from daps_robot.models.tokenizer import Tokenizer, TokenizerConfig
 
@@ -86,11 +86,12 @@ class CodePrior(nn.Module):
         save_pretrained(self, self.config, "prior", directory)
 
     @classmethod
-    def from_pretrained(cls, directory: Path) -> CodePrior:
-        """Read a saved prior, ready for use.
+    def from_pretrained(cls, source: str | Path) -> CodePrior:
+        """Read a saved prior, ready for use; `source` as `find_model` takes it.
 
         Raises:
             CheckpointError: the directory holds none, or a damaged or later one.
         """
+        directory = find_model(source)
         config, tensors = load_pretrained(CodePriorConfig, "prior", directory)
         return restore(lambda: cls(config), tensors, directory)

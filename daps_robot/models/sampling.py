@@ -85,8 +85,10 @@ def greedy(model: CodeModel, memory: Memory, length: int | None = None) -> CodeS
 @torch.no_grad()
 def expected_embedding(
     model: CodeModel, memory: Memory, tables: Float[Tensor, "t v d"], length: int | None = None
-) -> Float[Tensor, "b l d"]:
+) -> tuple[Float[Tensor, "b l d"], Int[Tensor, "b l"]]:
     """Σ_z p(z_i = z | z_<i) e_z at each position i, along the most likely prefix z_<i; of `length` first positions, or all.
+
+    Beside it those most likely codes.
 
     `tables` embed the codes: one for all positions, or one for each.
 
@@ -101,7 +103,7 @@ def expected_embedding(
         logits = steps.logits(codes, i)
         codes[..., i] = logits.argmax(-1)
         expected.append(torch.softmax(logits[:, 0], dim=-1) @ tables[i % len(tables)])
-    return torch.stack(expected, dim=1)
+    return torch.stack(expected, dim=1), codes[:, 0]
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from daps_robot.data.normalize import Scaler
 from daps_robot.errors import ConfigError
 from daps_robot.models.prefixes import check_codes
-from daps_robot.models.pretrained import load_pretrained, restore, save_pretrained
+from daps_robot.models.pretrained import find_model, load_pretrained, restore, save_pretrained
 
 STILL = 1e-6
 """A dimension whose range is no wider than this, in action units, does not move."""
@@ -134,12 +134,13 @@ class TableTokenizer(nn.Module, ABC):
         save_pretrained(self, self.config, self.kind, directory)
 
     @classmethod
-    def from_pretrained(cls, directory: Path) -> Self:
-        """Read a saved one, ready for use.
+    def from_pretrained(cls, source: str | Path) -> Self:
+        """Read a saved one, ready for use; `source` as `find_model` takes it.
 
         Raises:
             CheckpointError: the directory holds none, or a damaged or later one.
         """
+        directory = find_model(source)
         loaded: tuple[Any, dict[str, Tensor]] = load_pretrained(cls.config_type, cls.kind, directory)
         config, tensors = loaded
         return restore(lambda: cls(config), tensors, directory)

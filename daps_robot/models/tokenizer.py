@@ -30,7 +30,7 @@ from daps_robot.models.posteriors import (
     make_posterior,
 )
 from daps_robot.models.prefixes import check_codes, seen_codes
-from daps_robot.models.pretrained import load_pretrained, restore, save_pretrained
+from daps_robot.models.pretrained import find_model, load_pretrained, restore, save_pretrained
 from daps_robot.models.sampling import CodeSample, greedy, sample
 from daps_robot.parallel import uniform
 
@@ -278,12 +278,13 @@ class Tokenizer(nn.Module):
         save_pretrained(self, self.config, "tokenizer", directory)
 
     @classmethod
-    def from_pretrained(cls, directory: Path) -> Tokenizer:
-        """Read a saved tokenizer, ready for use.
+    def from_pretrained(cls, source: str | Path) -> Tokenizer:
+        """Read a saved tokenizer, ready for use; `source` as `find_model` takes it.
 
         Raises:
             CheckpointError: the directory holds none, or a damaged or later one.
         """
+        directory = find_model(source)
         config, tensors = load_pretrained(TokenizerConfig, "tokenizer", directory)
         return restore(lambda: cls(config), tensors, directory)
 

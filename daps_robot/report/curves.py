@@ -14,7 +14,7 @@ from daps_robot.report import plots
 from daps_robot.report.html import figure, grid, missing, paragraph, section
 from daps_robot.report.run import Metrics, Run
 from daps_robot.report.style import PAGE, to_svg
-from daps_robot.types import TrainedPolicy
+from daps_robot.types import SizedPolicy
 
 BITS = np.array([[1.0], [1 / math.log(2)]])
 """Bits in a nat, to multiply (2 n) steps and values with."""
@@ -143,7 +143,7 @@ def _not_logged(absent: list[str], metrics: Metrics) -> list[str]:
     return [missing(f"Not logged by this training, so not drawn: {', '.join(absent)} ({metrics.path}).")] if absent else []
 
 
-def policy_curves(run: Run, policy: TrainedPolicy) -> str:
+def policy_curves(run: Run, policy: SizedPolicy) -> str:
     """How the policy learned."""
     title, metrics = "How the policy learned", run.policy
     if not metrics.rows:

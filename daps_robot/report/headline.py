@@ -11,7 +11,7 @@ from daps_robot.models.fast import FASTTokenizer
 from daps_robot.models.policy import LatentPolicy
 from daps_robot.report.html import Format, fact, grid, missing, number, paragraph, percent, short, whole
 from daps_robot.report.run import Run
-from daps_robot.types import TrainedPolicy
+from daps_robot.types import SizedPolicy
 
 NO_ROLLOUTS = "Not measured: the evaluation found no simulator for this data set, or was run without rollouts."
 _DECODING = {
@@ -120,7 +120,7 @@ def _scale(run: Run, rows: tuple[tuple[str, str, str, str], ...], title: str, fo
     return f'<div class="rates">{"".join(lines)}{scale}</div>'
 
 
-def facts(run: Run, policy: TrainedPolicy) -> str:
+def facts(run: Run, policy: SizedPolicy) -> str:
     """The numbers, each with how it was measured."""
     first = _code_facts(run, policy) if isinstance(policy, LatentPolicy) else [_planning_fact(run, policy)]
     return grid([*first, *_running_facts(run, policy)], "facts")
@@ -209,7 +209,7 @@ def _replay_facts(run: Run) -> list[str]:
     ]
 
 
-def _planning_fact(run: Run, policy: TrainedPolicy) -> str:
+def _planning_fact(run: Run, policy: SizedPolicy) -> str:
     return fact(
         "Error of a plan",
         f"{number(run, 'chunk_error')} <small>squared error / scale²</small>" if run.get("chunk_error") is not None else "",
@@ -219,7 +219,7 @@ def _planning_fact(run: Run, policy: TrainedPolicy) -> str:
     )
 
 
-def _running_facts(run: Run, policy: TrainedPolicy) -> list[str]:
+def _running_facts(run: Run, policy: SizedPolicy) -> list[str]:
     p50, overhead, clipped = (
         run.get(k) for k in ("policy_latency_ms.p50", "rollouts.overhead", "rollouts.clipped_action_values")
     )

@@ -13,7 +13,7 @@ from daps_robot.data.chunks import ChunkDataset
 from daps_robot.data.demos import DemoSet
 from daps_robot.models.policy import LatentPolicy
 from daps_robot.training.metrics import code_counts, perplexity
-from daps_robot.types import Demo, TrainedPolicy, plan_request
+from daps_robot.types import Demo, SizedPolicy, plan_request
 
 BATCH = 512
 MAX_WINDOWS = 20_000
@@ -63,7 +63,7 @@ def held_out(demos: DemoSet) -> tuple[Demo, ...]:
     return demos.select(demos.valid)
 
 
-def trace(policy: TrainedPolicy, demo: Demo) -> ChunkTrace:
+def trace(policy: SizedPolicy, demo: Demo) -> ChunkTrace:
     """A demonstration in consecutive chunks, through the tokenizer (of a latent policy) and as the policy plans them."""
     windows = ChunkDataset([demo], policy.obs_keys, policy.horizon, policy.history)
     starts = torch.arange(0, len(demo), policy.horizon)

@@ -15,17 +15,17 @@ from matplotlib.figure import Figure
 from daps_robot.config import from_json
 from daps_robot.data.demos import DemoSet, read_demos
 from daps_robot.errors import DapsRobotError, RunDirectoryError
-from daps_robot.models.policies import load_policy
+from daps_robot.models.policies import read_policy
 from daps_robot.models.policy import DecodingConfig, LatentPolicy
 from daps_robot.report import curves, headline, plots, sections
 from daps_robot.report.html import write_document
 from daps_robot.report.measure import action_deviation, action_names, code_usage, held_out, trace
 from daps_robot.report.run import Run, policy_directory, read_run
 from daps_robot.report.style import CSS, LIGHT, to_png
-from daps_robot.types import TrainedPolicy
+from daps_robot.types import SizedPolicy
 
 
-def write_page(out: Path, policy: TrainedPolicy, demos: DemoSet) -> Path:
+def write_page(out: Path, policy: SizedPolicy, demos: DemoSet) -> Path:
     """Write <out>/report.html from <out>/report.json, the metrics of the trainings, and what the models make of `demos`.
 
     Raises:
@@ -36,7 +36,7 @@ def write_page(out: Path, policy: TrainedPolicy, demos: DemoSet) -> Path:
     return write_document(out / "report.html", name, body(run, policy, demos, name), CSS)
 
 
-def body(run: Run, policy: TrainedPolicy, demos: DemoSet, name: str) -> list[str]:
+def body(run: Run, policy: SizedPolicy, demos: DemoSet, name: str) -> list[str]:
     """The page's parts; those about codes only of a latent policy."""
     latent = isinstance(policy, LatentPolicy)
     return [
@@ -59,7 +59,7 @@ def body(run: Run, policy: TrainedPolicy, demos: DemoSet, name: str) -> list[str
     ]
 
 
-def save_figures(out: Path, policy: TrainedPolicy, demos: DemoSet, folder: Path) -> list[Path]:
+def save_figures(out: Path, policy: SizedPolicy, demos: DemoSet, folder: Path) -> list[Path]:
     """Save the plots that speak for themselves as PNG files on white, for a README: those that the run has the data for.
 
     Returns:
@@ -92,14 +92,14 @@ def save_figures(out: Path, policy: TrainedPolicy, demos: DemoSet, folder: Path)
     return [to_png(figure, folder / f"{name}.png") for name, figure in figures.items()]
 
 
-def load(out: Path) -> tuple[TrainedPolicy, DemoSet]:
+def load(out: Path) -> tuple[SizedPolicy, DemoSet]:
     """The policy (a latent one decoding as it was evaluated) and the demonstrations of a finished run.
 
     Raises:
         DapsRobotError: the report, the policy or the demonstrations are missing or damaged.
     """
     run = read_run(out)
-    policy = load_policy(policy_directory(run) / "model")
+    policy = read_policy(policy_directory(run))
     decoding = run.get("configuration.evaluate.decoding")
     if isinstance(policy, LatentPolicy) and decoding is not None:
         policy = policy.with_decoding(from_json(DecodingConfig, decoding, str(out / "report.json")))

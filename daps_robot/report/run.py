@@ -112,12 +112,13 @@ def read_run(out: Path) -> Run:
 
 
 def policy_directory(run: Run) -> Path:
-    """The policy's run: as the report names it, else where the report is, else beside that or beside the tokenizer's run."""
+    """The policy's run, or the file it was exported to: as the report names it, else where the report is, else beside that or
+    beside the tokenizer's run."""
     named, tokenizer = run.get("configuration.evaluate.policy"), run.get("configuration.policy.tokenizer")
     beside = run.out / "policy"
     here = [run.out] if (run.out / "model").is_dir() else []
     candidates = [*([Path(named)] if named else []), *here, beside, *([Path(tokenizer).parent / "policy"] if tokenizer else [])]
-    return next((path for path in candidates if path.is_dir()), beside)
+    return next((path for path in candidates if path.exists()), beside)
 
 
 def _metrics(named: Any, beside: Path) -> Metrics:

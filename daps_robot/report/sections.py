@@ -17,7 +17,7 @@ from daps_robot.report.measure import CodeUsage, action_deviation, action_names,
 from daps_robot.report.run import Run
 from daps_robot.report.seen import strips
 from daps_robot.report.style import PAGE, to_svg
-from daps_robot.types import TrainedPolicy
+from daps_robot.types import SizedPolicy
 
 MAX_VIDEO_BYTES = 8 * 2**20
 SHOWN_DEMOS = 3
@@ -64,7 +64,7 @@ CHUNKS_WITH_CODES = (
 )
 
 
-def chunks(policy: TrainedPolicy, demos: DemoSet) -> str:
+def chunks(policy: SizedPolicy, demos: DemoSet) -> str:
     """Demonstrated, reconstructed (of a latent policy) and planned actions."""
     latent = isinstance(policy, LatentPolicy)
     title = "Actions: demonstrated, rebuilt, planned" if latent else "Actions: demonstrated, planned"
@@ -95,7 +95,7 @@ def chunks(policy: TrainedPolicy, demos: DemoSet) -> str:
     return section(title, paragraph(text, "muted"), key, *parts)
 
 
-def seen(policy: TrainedPolicy, demos: DemoSet) -> str:
+def seen(policy: SizedPolicy, demos: DemoSet) -> str:
     """The pictures that a policy with cameras sees of a held-out demonstration; nothing of another."""
     shown = held_out(demos)[:1]
     if not policy.cameras or not shown:

@@ -17,9 +17,10 @@ import numpy as np
 from jaxtyping import Float
 from tqdm import tqdm
 
+from daps_robot.control import plan_keys
 from daps_robot.data.cameras import image_key
 from daps_robot.errors import ConfigError, SimulationError
-from daps_robot.rollout.results import EpisodeRecord, Evaluation, Seconds, plan_keys
+from daps_robot.rollout.results import EpisodeRecord, Evaluation, Seconds
 from daps_robot.rollout.simulation import Layout, find_spec, with_cameras
 from daps_robot.rollout.threads import torch_threads
 from daps_robot.rollout.vector import Round, SlotPool, admit_actions, worker_count

@@ -8,8 +8,8 @@ from time import perf_counter
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from daps_robot.control import plan_keys
 from daps_robot.errors import ConfigError
-from daps_robot.rollout.results import plan_keys
 from daps_robot.rollout.statistics import percentiles
 from daps_robot.rollout.threads import torch_threads
 from daps_robot.types import JSON, PlanRequest, Policy

@@ -14,11 +14,12 @@ import numpy as np
 from jaxtyping import Float
 from tqdm import tqdm
 
+from daps_robot.control import plan_keys
 from daps_robot.errors import ConfigError, DataError
 from daps_robot.rollout.ceiling import Reconstructor
 from daps_robot.rollout.channel import Worker, close_all, start_workers
 from daps_robot.rollout.player import Outcome
-from daps_robot.rollout.results import EpisodeRecord, Evaluation, Seconds, plan_keys
+from daps_robot.rollout.results import EpisodeRecord, Evaluation, Seconds
 from daps_robot.rollout.simulation import find_spec
 from daps_robot.rollout.vector import worker_count
 from daps_robot.types import Demo

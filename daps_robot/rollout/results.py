@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, UInt8
 
 from daps_robot.rollout.statistics import bounded_mean_interval, success_interval
 from daps_robot.types import JSON
@@ -183,21 +183,3 @@ def mean(values: Sequence[float] | Sequence[int]) -> float:
 def finite(value: float) -> float | None:
     """The value where it is finite, else None."""
     return value if np.isfinite(value) else None
-
-
-def plan_keys(episode: Int[np.ndarray, " b"], plan: Int[np.ndarray, " b"]) -> Int[np.ndarray, " b"]:
-    """`PlanRequest.keys`: the SplitMix64 hash (Steele et al. 2014) of episode·2³² + plan, its lowest bit dropped.
-
-    A function of the two numbers alone, one to one but for the dropped bit, and without visible pattern: neighbouring
-    episodes and plans get unrelated sampling noise, the same in every run and for every number of workers.
-
-    Args:
-        episode: (b,) index of the episode, from 0; -1 in a slot that has none counts as 0.
-        plan: (b,) number of the plan within it, from 0.
-    """
-    z = (np.maximum(episode, 0).astype(np.uint64) << np.uint64(32)) + plan.astype(np.uint64)
-    z = z + np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    z = z ^ (z >> np.uint64(31))
-    return (z >> np.uint64(1)).astype(np.int64)

@@ -16,6 +16,7 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 from jaxtyping import Bool, Float
 
+from daps_robot.control import within_bounds
 from daps_robot.errors import SimulationError
 
 SUCCESS_KEYS = ("success", "is_success")
@@ -167,11 +168,6 @@ def layout_of(env: gym.Env[Any, Any], env_id: str) -> Layout:
 def fit_actions(
     actions: Float[np.ndarray, "*rows a"], layout: Layout
 ) -> tuple[Float[np.ndarray, "*rows a"], Bool[np.ndarray, "*rows a"]]:
-    """Actions within the environment's bounds and in its dtype, and where that took clipping.
-
-    A value that lies outside by no more than rounding (1e-6 of the range) is set to the bound without being marked.
-    """
-    span = layout.high.astype(np.float64) - layout.low
-    slack = 1e-6 * np.where(np.isfinite(span), span, 0.0)
-    outside = (actions < layout.low - slack) | (actions > layout.high + slack)
-    return np.clip(actions, layout.low, layout.high).astype(layout.dtype), outside
+    """Actions within the environment's bounds and in its dtype, and where that took clipping (see `within_bounds`)."""
+    fitted, outside = within_bounds(actions, layout.low, layout.high)
+    return fitted.astype(layout.dtype), outside

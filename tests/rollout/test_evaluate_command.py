@@ -6,19 +6,25 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
+import torch
 from point_env import PointEnv, SeeingPolicy, seen_from
 from tiny import SETTINGS, make_policy, skip_without_extra
 
 from daps_robot.checkpoints import load_tensors
-from daps_robot.commands import cli, evaluate, train_policy
+from daps_robot.commands import cli, evaluate, export_policy, train_policy
 from daps_robot.commands.evaluate import Evaluate, RolloutConfig
+from daps_robot.commands.export_policy import ExportPolicy
 from daps_robot.commands.train_policy import TrainPolicy
-from daps_robot.errors import CheckpointError, ConfigError, SimulationError
+from daps_robot.errors import CheckpointError, ConfigError, RunDirectoryError, SimulationError
+from daps_robot.exported import ExportedPolicy
 from daps_robot.models.policy import DecodingConfig
+from daps_robot.report.page import main as write_again
 from daps_robot.training.loop import Training
 from daps_robot.training.objective import TrainerConfig
 
@@ -131,6 +137,75 @@ def test_a_latent_policy_has_ceilings_too(demos: Path, tmp_path: Path, env_id: s
     for key in ("codes_success_rate", "tokenizer_ceiling", "other_codes_ceiling", "ceiling_in_short_episodes", "chunk_error"):
         assert report[key] >= 0, key
     assert len(report["reconstruction_rmse"]) == len(report["other_codes_rmse"]) == len(report["policy_rmse"]) == 2
+
+
+def test_an_exported_policy_is_checked_timed_and_evaluated(
+    demos: Path, tmp_path: Path, env_id: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package in ("onnxruntime", "onnxscript"):
+        pytest.importorskip(package)
+    policy = make_policy(DecodingConfig(), observation=4, channels=2, positions=2)
+    policy.config = replace(policy.config, obs_keys=("goal", "position"))
+    run, file = tmp_path / "policy", tmp_path / "policy" / "exported.onnx"
+    policy.save_pretrained(run / "model")
+    described = {"dataset": {"path": str(demos), "sha256": ""}, "command": {"env": env_id}}
+    (run / "config.json").write_text(json.dumps(described))
+    config = ExportPolicy(run, observations=5, calls=3)
+    found = export_policy.run(config)
+    assert found["file"] == str(file) and found["observations"] == 5 and found["chunk_error"] <= 1e-5
+    assert set(found["latency_ms"]) == {"saved", "exported"} and found["latency_ms"]["exported"]["p50"] > 0
+    assert "plans as" in capsys.readouterr().out
+    with pytest.raises(RunDirectoryError, match="--overwrite"):
+        export_policy.run(config)
+
+    report = evaluate.run(Evaluate(file, rollout=ROLLOUTS))  # data set and environment are in the file
+    assert report == json.loads((run / "exported" / "report.json").read_text())
+    saved = evaluate.run(Evaluate(run, rollout=ROLLOUTS))
+    assert report["chunk_error"] == pytest.approx(saved["chunk_error"], rel=1e-4)
+    assert report["policy_kind"] == "exported" and report["policy_parameters"] == saved["policy_parameters"]
+    for key in ("success_rate", "mean_score", "episodes"):
+        assert report[key] == saved[key]
+    assert write_again([str(run / "exported")]) == 0
+    with pytest.raises(ConfigError, match=r"decodes as it was exported \(expected\)"):
+        evaluate.run(Evaluate(file, rollout=ROLLOUTS, decoding=DecodingConfig("greedy")))
+
+    monkeypatch.setattr(evaluate, "read_policy", lambda path: (read := ExportedPolicy(path), read.config.run.clear())[0])
+    with pytest.raises(CheckpointError, match=r"exported\.onnx does not say which data set"):
+        evaluate.run(Evaluate(file, rollout=ROLLOUTS))
+
+    monkeypatch.setattr(export_policy, "export_policy", lambda saved, path, run: path.write_bytes(b"damaged"))
+    before = file.read_bytes()
+    with pytest.raises(CheckpointError, match="not a readable ONNX file"):
+        export_policy.run(replace(config, overwrite=True))
+    assert file.read_bytes() == before and not list(run.glob("*unchecked*"))
+
+
+def test_what_an_exported_policy_may_do_otherwise() -> None:
+    torch.manual_seed(0)
+    policy, seen = make_policy(), np.random.default_rng(0).normal(size=(6, 2, 5)).astype(np.float32)
+
+    def exported(shift: int = 0, off: float = 0.0) -> Any:
+        def decide(observations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            codes, chunks = policy.decide(torch.from_numpy(observations))
+            return (codes.numpy() + shift) % 16, chunks.numpy() + np.float32(off)
+
+        return SimpleNamespace(decide=decide)
+
+    assert export_policy.compare(policy, exported(), seen) == {"ties": 0, "chunk_error": 0}
+    assert 0 < export_policy.compare(policy, exported(off=5e-6), seen)["chunk_error"] <= 1e-5
+    for off in (1e-3, np.nan):
+        with pytest.raises(CheckpointError, match="plan for observation 0 differs by"):
+            export_policy.compare(policy, exported(off=off), seen)
+    with pytest.raises(CheckpointError, match="chooses other codes for observation 0"):
+        export_policy.compare(policy, exported(shift=1), seen)
+    policy.code_model.head.scale.data.zero_()  # all codes are as likely
+    assert export_policy.compare(policy, exported(shift=1), seen) == {"ties": 6, "chunk_error": 0}
+
+
+def test_settings_of_an_export_that_cannot_work(tmp_path: Path) -> None:
+    for wrong, message in (({"observations": 0}, "count from 1"), ({"out": tmp_path / "x.pt2"}, "ending .onnx")):
+        with pytest.raises(ConfigError, match=message):
+            ExportPolicy(tmp_path, **wrong)
 
 
 def test_without_the_simulator_there_is_a_report_of_held_out_errors(

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from point_env import PointEnv
 
+from daps_robot.control import plan_keys
 from daps_robot.errors import ConfigError, DataError, SimulationError
 from daps_robot.rollout.ceiling import Identity, ThroughTokenizer, tokenizer_ceiling
 from daps_robot.rollout.replay import replay_demos
-from daps_robot.rollout.results import plan_keys
 from daps_robot.rollout.video import film_outcomes
 from daps_robot.types import Demo, PlanRequest
 

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from point_env import PointEnv, PointPolicy
 
+from daps_robot.control import plan_keys
 from daps_robot.errors import ConfigError, SimulationError
 from daps_robot.rollout.evaluate import evaluate
-from daps_robot.rollout.results import plan_keys
 from daps_robot.rollout.vector import SlotPool
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import beta
 
+from daps_robot.control import plan_keys
 from daps_robot.errors import ConfigError
-from daps_robot.rollout.results import plan_keys
 from daps_robot.rollout.statistics import bounded_mean_interval, percentiles, success_interval, wilson_interval
 
 
