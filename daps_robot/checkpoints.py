@@ -1,15 +1,17 @@
 """Files that a run leaves: weights as safetensors, configuration as JSON, training state loaded with `weights_only=True`.
 
-Every file is written under a temporary name, flushed and renamed: a reader finds the old one or the new one, never half.
+Every file is written whole or not at all (`atomic`), and says when it was damaged since: torch's files have a checksum of each of
+their parts, safetensors get one of all tensors.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import os
 import shutil
-from collections.abc import Callable, Iterator
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from daps_robot.atomic import flush_names, put
 from daps_robot.data.hdf5 import short
 from daps_robot.errors import CheckpointError, RunDirectoryError
 
@@ -29,15 +32,9 @@ def write_atomically(path: Path, write: Any) -> None:
     Raises:
         RunDirectoryError: the directory is not writable, or there is no space left.
     """
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        put(path, write)
     except (OSError, RuntimeError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         cause = error.__context__ if isinstance(error.__context__, OSError) else error
         raise RunDirectoryError(
             f"cannot write {path}: {short(cause)}. What was there before is untouched; free some space and --resume."
@@ -45,25 +42,40 @@ def write_atomically(path: Path, write: Any) -> None:
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Tensors as safetensors, atomically."""
+    """Tensors as safetensors, atomically, with their checksum in the header (alone: the order of several entries varies)."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomically(path, lambda temporary: safetensors.torch.save_file(contiguous, temporary))
+    about = {"crc32": _checksum(contiguous)}
+    write_atomically(path, lambda temporary: safetensors.torch.save_file(contiguous, temporary, about))
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
     """Tensors of a safetensors file.
 
     Raises:
-        CheckpointError: missing, truncated, or not safetensors.
+        CheckpointError: missing, truncated, not safetensors, or with another checksum than it states.
     """
     if not path.is_file():
         raise CheckpointError(f"{path} is not there: give the directory of a saved model")
     try:
-        return safetensors.torch.load_file(path)
-    except (SafetensorError, OSError) as error:
+        with safetensors.safe_open(path, "pt") as file:
+            about = file.metadata() or {}
+        tensors = safetensors.torch.load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError, AttributeError) as error:  # the last two of a type torch has not
         raise CheckpointError(
             f"{path} is not a readable safetensors file: copy it again, or train anew ({short(error)})"
         ) from error
+    if about.get("crc32", found := _checksum(tensors)) != found:  # files of other programs, and older ones, state none
+        raise CheckpointError(f"{path} is damaged (its checksum does not fit): copy it again, or train anew")
+    return tensors
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    """CRC-32 of names, types, shapes and values, in hexadecimal."""
+    crc = 0
+    for name, tensor in sorted(tensors.items()):
+        crc = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), crc)
+        crc = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy(), crc)
+    return f"{crc:08x}"
 
 
 def load_weights(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
@@ -78,6 +90,8 @@ def load_weights(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> N
             raise CheckpointError(f"{path} lacks the tensor {name}: it was saved by another model or version")
         if name not in own:
             raise CheckpointError(f"{path} holds {name}, which this model has not: it was saved by another model or version")
+        if own[name].dtype != tensors[name].dtype:
+            raise CheckpointError(f"{path}: {name} holds {tensors[name].dtype}, the model needs {own[name].dtype}")
         if tensors[name].is_floating_point() and not tensors[name].isfinite().all():
             raise CheckpointError(
                 f"{path}: {name} holds values that are not finite: the file is damaged, or its training diverged"
@@ -108,9 +122,49 @@ def load_state(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path} is not there: nothing to resume; start without --resume")
     try:
+        with zipfile.ZipFile(path) as archive:  # torch writes the checksums of its parts, but does not look at them
+            if damaged := archive.testzip():
+                raise ValueError(f"the checksum of {damaged} does not fit")
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged file
+    except Exception as error:  # torch and zipfile raise many kinds for a damaged file
         raise CheckpointError(f"{path} is not a readable training state: start anew with --overwrite ({short(error)})") from error
+
+
+def before(path: Path) -> Path:
+    """Where the training state is kept that a file replaced."""
+    return path.with_name(f"{path.stem}.before{path.suffix}")
+
+
+def replace_state(state: dict[str, Any], path: Path) -> None:
+    """As `save_state`; the state that was there stays as `before(path)`, for the day when the disk damages this one.
+
+    Raises:
+        RunDirectoryError: it cannot be written.
+    """
+    if path.is_file():
+        spare = path.with_name(f"{path.name}.tmp")
+        with contextlib.suppress(OSError):  # a file system without links keeps one state
+            spare.unlink(missing_ok=True)
+            spare.hardlink_to(path)
+            spare.replace(before(path))
+    save_state(state, path)
+
+
+def load_last_state(path: Path) -> dict[str, Any]:
+    """The training state in a file, or, where that is damaged, the one that it replaced, which is said.
+
+    Raises:
+        CheckpointError: neither can be read.
+    """
+    try:
+        return load_state(path)
+    except CheckpointError as error:
+        try:
+            state = load_state(before(path))
+        except CheckpointError:
+            raise error from None
+        print(f"{path} is missing or damaged: going on from the state before it, {before(path).name}", flush=True)
+        return state
 
 
 def keep_checkpoint(folder: Path, step: int, count: int, save: Callable[[Path], None]) -> None:
@@ -126,6 +180,7 @@ def keep_checkpoint(folder: Path, step: int, count: int, save: Callable[[Path], 
         save(partial)
         shutil.rmtree(place, ignore_errors=True)  # of a run that was killed before its state was saved
         partial.replace(place)
+        flush_names(folder)
     except OSError as error:
         raise RunDirectoryError(f"cannot write {place}: {error.strerror}; free some space and --resume") from error
     for old in kept_steps(folder)[:-count]:

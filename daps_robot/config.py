@@ -10,6 +10,7 @@ import typing
 from pathlib import Path
 from typing import Any, TypeVar
 
+from daps_robot.atomic import put
 from daps_robot.errors import ConfigError, RunDirectoryError
 from daps_robot.registry import unknown_name
 from daps_robot.types import JSON
@@ -120,13 +121,9 @@ def save_json(values: Any, path: Path) -> None:
         RunDirectoryError: it cannot be written, or there is no space left.
     """
     text = json.dumps(to_json(values), indent=2) + "\n"
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        temporary.write_text(text)
-        temporary.replace(path)
+        put(path, lambda temporary: temporary.write_text(text))
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise RunDirectoryError(f"cannot write {path}: {error.strerror}") from error
 
 

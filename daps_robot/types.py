@@ -25,6 +25,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from daps_robot.errors import DataError
+
 
 @dataclass(frozen=True)
 class Demo:
@@ -74,11 +76,30 @@ class PlanRequest:
         observations: (b n o) float32, keys in the policy's `obs_keys` order.
         keys: (b,) one number per row that alone decides the row's sampling noise, whatever else is in the batch.
         expert_chunk: (b h a) the scripted expert's next h actions, only for a policy with `needs_expert`.
+
+    Raises:
+        DataError: the arrays are not of these shapes and types, or hold NaN or infinity, on which no policy is to act: the most
+            likely codes of NaN decode to actions like any others.
     """
 
     observations: Float[np.ndarray, "b n o"]
     keys: Int[np.ndarray, " b"]
     expert_chunk: Float[np.ndarray, "b h a"] | None = None
+
+    def __post_init__(self) -> None:
+        keys = np.asarray(self.keys)
+        if keys.ndim != 1 or keys.dtype.kind not in "iu" or (keys < 0).any():
+            raise DataError(f"keys of a request are whole numbers of at least 0, one a row, not {keys.dtype} of {keys.shape}")
+        for name in ("observations", "expert_chunk"):
+            values = getattr(self, name)
+            if name == "expert_chunk" and values is None:
+                continue
+            if not isinstance(values, np.ndarray) or values.dtype.kind != "f" or values.ndim != 3 or len(values) != len(keys):
+                found = f"{getattr(values, 'dtype', type(values).__name__)} of {getattr(values, 'shape', 'no shape')}"
+                raise DataError(f"{name} of a request are floats of 3 axes, a row for each of {len(keys)} keys, not {found}")
+            if not np.isfinite(values).all():
+                row = int(np.argwhere(~np.isfinite(values))[0, 0])
+                raise DataError(f"{name} of row {row} of a request are NaN or infinite: no policy acts on such")
 
 
 @runtime_checkable

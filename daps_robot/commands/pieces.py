@@ -17,6 +17,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from daps_robot.atomic import put
 from daps_robot.commands.cli import errors_for_a_person
 from daps_robot.config import differences, load_json, save_json
 from daps_robot.errors import ConfigError, DapsRobotError
@@ -131,9 +132,11 @@ def readable(path: Path, piece: Path) -> JSON:
 def save_results(out: Path, results: Sequence[JSON], more: Any = None) -> None:
     """results.csv, one row a run, and results.json, of the same rows or of what is given in their place."""
     save_json(list(results) if more is None else more, out / "results.json")
-    temporary = out / "results.csv.tmp"
-    with temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(results[0]))
-        writer.writeheader()
-        writer.writerows(results)
-    temporary.replace(out / "results.csv")
+
+    def write(temporary: Path) -> None:
+        with temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(results[0]))
+            writer.writeheader()
+            writer.writerows(results)
+
+    put(out / "results.csv", write)

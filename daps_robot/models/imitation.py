@@ -17,6 +17,7 @@ from daps_robot.data.hdf5 import short
 from daps_robot.data.normalize import Scaler
 from daps_robot.errors import CheckpointError, ConfigError
 from daps_robot.models.pretrained import load_pretrained, restore, save_pretrained
+from daps_robot.models.requests import observed
 from daps_robot.types import ChunkBatch, PlanRequest
 
 
@@ -136,9 +137,12 @@ class ImitationPolicy(nn.Module, ABC):
         return self.action_scaler.denormalize(self.sample(self.scaler.normalize(observations), keys))
 
     def plan(self, request: PlanRequest) -> Float[np.ndarray, "b h a"]:
-        """Action chunks in the environment's units; see `daps_robot.types.Policy`."""
-        observations = torch.from_numpy(request.observations).to(self.scaler.shift.device)
-        return self.chunks(observations, request.keys).cpu().numpy()
+        """Action chunks in the environment's units; see `daps_robot.types.Policy`.
+
+        Raises:
+            ConfigError: the observations are not of the shape that this policy was made for.
+        """
+        return self.chunks(observed(self, request), request.keys).cpu().numpy()
 
     def save_pretrained(self, directory: Path) -> None:
         """Write everything that acting needs."""

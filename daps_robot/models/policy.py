@@ -24,6 +24,7 @@ from daps_robot.models.code_model import CodeModel, CodeModelConfig, EmbeddingHe
 from daps_robot.models.decoders import ChunkDecoderConfig
 from daps_robot.models.frontends import ChunkFrontEndConfig, ObservationFrontEnd, ObservationFrontEndConfig
 from daps_robot.models.pretrained import load_pretrained, restore, save_pretrained
+from daps_robot.models.requests import observed
 from daps_robot.models.sampling import beam, expected_embedding, greedy, sample
 from daps_robot.models.tokenizer import Tokenizer, TokenizerConfig
 from daps_robot.types import PlanRequest
@@ -236,9 +237,12 @@ class LatentPolicy(nn.Module):
 
     @torch.no_grad()
     def plan(self, request: PlanRequest) -> Float[np.ndarray, "b h a"]:
-        """Action chunks in the environment's units; see `daps_robot.types.Policy`."""
-        observations = torch.from_numpy(request.observations).to(self.scaler.shift.device)
-        return self.chunks(observations, request.keys).cpu().numpy()
+        """Action chunks in the environment's units; see `daps_robot.types.Policy`.
+
+        Raises:
+            ConfigError: the observations are not of the shape that this policy was made for.
+        """
+        return self.chunks(observed(self, request), request.keys).cpu().numpy()
 
     def with_decoding(self, decoding: DecodingConfig) -> LatentPolicy:
         """A policy with the same weights (shared, not copied) and another decoding."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
+from daps_robot.atomic import put
 from daps_robot.errors import RunDirectoryError
 
 
@@ -19,8 +21,8 @@ class MetricLogger:
         self.path = directory / "metrics.jsonl"
         rows = [row for row in read_rows(self.path) if row["step"] <= first_step] if first_step else []
         try:
-            self.file = self.path.open("w")
-            self.file.writelines(json.dumps(row) + "\n" for row in rows)
+            put(self.path, lambda temporary: temporary.write_text("".join(json.dumps(row) + "\n" for row in rows)))
+            self.file = self.path.open("a")
         except OSError as error:
             raise RunDirectoryError(f"cannot write {self.path}: {error.strerror}") from error
         self.writer: Any = None
@@ -41,6 +43,15 @@ class MetricLogger:
         except OSError as error:
             raise RunDirectoryError(f"cannot write the metrics in {self.path.parent}: {error.strerror}") from error
 
+    def flush(self) -> None:
+        """To disk, all of it."""
+        try:
+            os.fsync(self.file.fileno())
+            if self.writer is not None:
+                self.writer.flush()
+        except OSError as error:
+            raise RunDirectoryError(f"cannot write the metrics in {self.path.parent}: {error.strerror}") from error
+
     def close(self) -> None:
         """Flushes and closes the files; a full disk has been reported by then, and must not hide what went wrong first."""
         with contextlib.suppress(OSError):
@@ -54,11 +65,12 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     rows = []
-    for line in path.read_text(errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            break
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            rows.append(row)
+    with path.open(errors="replace") as file:
+        for line in file:
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                break
+            if isinstance(row, dict) and isinstance(row.get("step"), int):
+                rows.append(row)
     return rows

@@ -22,8 +22,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from daps_robot import parallel
-from daps_robot.checkpoints import forget_checkpoints, keep_checkpoint, load_state, save_state
+from daps_robot.checkpoints import before, forget_checkpoints, keep_checkpoint, load_last_state, replace_state
 from daps_robot.config import save_json
+from daps_robot.data.hdf5 import short
 from daps_robot.errors import CheckpointError, ConfigError, DapsRobotError, DataError
 from daps_robot.estimators.base import Loss
 from daps_robot.training.logger import MetricLogger
@@ -33,6 +34,9 @@ from daps_robot.training.stream import Batches, batches, dead_worker, step_seed
 
 NO_STEP = 2**40
 """In place of a step, for noise that belongs to none."""
+
+STATE_VERSION = 1
+"""Of what a state holds; those written before there were versions count as the first."""
 
 
 @dataclass
@@ -103,6 +107,7 @@ class Training:
                     self.save()
                     parallel.wait_for_all()  # the first to leave makes the others' launcher end them
                     raise KeyboardInterrupt(f"stopped at step {progress.step}; state saved in {self.directory}")
+            self.save()
         except DataError:
             if parallel.world_size() == 1:
                 self.save()
@@ -114,7 +119,6 @@ class Training:
             bar.close()
             if self.logger is not None:
                 self.logger.close()
-        self.save()
 
     def step(self, batch: Any, rows: slice) -> None:
         """One optimiser step on a batch, of which these are the rows of this process."""
@@ -157,7 +161,7 @@ class Training:
             names = [name for name, gradient in gradients if not gradient.isfinite().all()]
             raise DapsRobotError(
                 f"{progress.skipped_in_a_row} steps in a row had a non-finite loss or gradient "
-                f"(first in {names[0] if names else 'the loss'}): lower the learning rate or check the data"
+                f"(first in {f'the gradient of {names[0]}' if names else 'the loss'}): lower the learning rate or check the data"
             )
 
     def log_means(self) -> None:
@@ -199,20 +203,29 @@ class Training:
 
     def save(self) -> None:
         self.interval.share(self.fabric.device)
-        if not parallel.is_main():
+        if self.logger is None:  # another process writes
             return
+        self.logger.flush()  # what was logged before a state must be there wherever the state is
         state = {
+            "version": STATE_VERSION,
             "model": self.objective.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "average": None if self.average is None else self.average.average,
             "progress": vars(self.progress),
             "interval": vars(self.interval),
         }
-        save_state(state, self.directory / "state.pt")
+        replace_state(state, path := self.directory / "state.pt")
+        if self.progress.finished:
+            before(path).unlink(missing_ok=True)
 
     def load(self) -> None:
         path = self.directory / "state.pt"
-        state = load_state(path)
+        state = load_last_state(path)
+        if isinstance(state, dict) and state.get("version", STATE_VERSION) != STATE_VERSION:
+            raise CheckpointError(
+                f"{path} has version {short(ValueError(state['version']))}, this daps_robot goes on from {STATE_VERSION}: "
+                "resume it with the daps_robot that began it"
+            )
         try:
             self.objective.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
