@@ -1,7 +1,6 @@
 """Files that a run leaves: weights as safetensors, configuration as JSON, training state loaded with `weights_only=True`.
 
-Every file is written whole or not at all (`atomic`), and says when it was damaged since: torch's files have a checksum of each of
-their parts, safetensors get one of all tensors.
+Every file is written whole or not at all (`atomic`), and says when it was damaged since: each holds its own checksum.
 """
 
 from __future__ import annotations
@@ -24,6 +23,9 @@ from torch import Tensor, nn
 from daps_robot.atomic import flush_names, put
 from daps_robot.data.hdf5 import short
 from daps_robot.errors import CheckpointError, RunDirectoryError
+
+_MARK = b"\ncrc32 of all before: "
+"""Behind a training state, which torch does not mind; a checksum in hexadecimal follows."""
 
 
 def write_atomically(path: Path, write: Any) -> None:
@@ -109,6 +111,9 @@ def save_state(state: dict[str, Any], path: Path) -> None:
     def write(temporary: Path) -> None:
         with temporary.open("wb") as file:  # torch's own writer would hide why it failed
             torch.save(state, file)
+        mark = _MARK + f"{_file_checksum(temporary, temporary.stat().st_size):08x}".encode()
+        with temporary.open("ab") as file:
+            file.write(mark)
 
     write_atomically(path, write)
 
@@ -122,12 +127,36 @@ def load_state(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path} is not there: nothing to resume; start without --resume")
     try:
-        with zipfile.ZipFile(path) as archive:  # torch writes the checksums of its parts, but does not look at them
-            if damaged := archive.testzip():
-                raise ValueError(f"the checksum of {damaged} does not fit")
+        _check_state(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and zipfile raise many kinds for a damaged file
         raise CheckpointError(f"{path} is not a readable training state: start anew with --overwrite ({short(error)})") from error
+
+
+def _check_state(path: Path) -> None:
+    """Raises ValueError where a training state is not as it was written."""
+    end = path.stat().st_size - len(_MARK) - 8
+    with path.open("rb") as file:
+        file.seek(max(0, end))
+        mark = file.read()
+    if mark.startswith(_MARK):
+        if f"{_file_checksum(path, end):08x}".encode() != mark.removeprefix(_MARK):
+            raise ValueError("its checksum does not fit")
+        return
+    with zipfile.ZipFile(
+        path
+    ) as archive:  # of an earlier version; torch writes checksums of the parts, but does not look at them
+        if damaged := archive.testzip():
+            raise ValueError(f"the checksum of {damaged} does not fit")
+
+
+def _file_checksum(path: Path, size: int) -> int:
+    """CRC-32 of the first bytes of a file."""
+    crc = 0
+    with path.open("rb") as file:
+        while size > 0 and (block := file.read(min(size, 2**24))):
+            crc, size = zlib.crc32(block, crc), size - len(block)
+    return crc
 
 
 def before(path: Path) -> Path:

@@ -88,15 +88,17 @@ class PlanRequest:
 
     def __post_init__(self) -> None:
         keys = np.asarray(self.keys)
-        if keys.ndim != 1 or keys.dtype.kind not in "iu" or (keys < 0).any():
+        if keys.ndim != 1 or not len(keys) or keys.dtype.kind not in "iu" or (keys < 0).any():
             raise DataError(f"keys of a request are whole numbers of at least 0, one a row, not {keys.dtype} of {keys.shape}")
         for name in ("observations", "expert_chunk"):
             values = getattr(self, name)
             if name == "expert_chunk" and values is None:
                 continue
-            if not isinstance(values, np.ndarray) or values.dtype.kind != "f" or values.ndim != 3 or len(values) != len(keys):
+            kind = np.float32 if name == "observations" else np.floating
+            fits = isinstance(values, np.ndarray) and np.issubdtype(values.dtype, kind) and values.dtype.isnative
+            if not fits or values.ndim != 3 or len(values) != len(keys):
                 found = f"{getattr(values, 'dtype', type(values).__name__)} of {getattr(values, 'shape', 'no shape')}"
-                raise DataError(f"{name} of a request are floats of 3 axes, a row for each of {len(keys)} keys, not {found}")
+                raise DataError(f"{name} of a request are float32 of 3 axes, a row for each of {len(keys)} keys, not {found}")
             if not np.isfinite(values).all():
                 row = int(np.argwhere(~np.isfinite(values))[0, 0])
                 raise DataError(f"{name} of row {row} of a request are NaN or infinite: no policy acts on such")

@@ -11,8 +11,9 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -89,29 +90,43 @@ def _ended_with(child: subprocess.Popen[bytes]) -> Iterator[None]:
 def finished(folder: Path, job: Any) -> bool:
     """Whether the result of this very job lies in a folder.
 
+    Fields of a job with `made_of` in their metadata tell what it is made of, such as the weights of another piece.
+
     Raises:
         ConfigError: the result there is of another job.
     """
     if not (folder / "result.json").is_file():
         return False
-    changed = differences(load_json(folder / "job.json"), job)
-    if changed:
+    saved = readable(folder / "job.json", folder)
+    if changed := differences(saved, job):
+        parts = {field.name: field.metadata["made_of"] for field in fields(job) if "made_of" in field.metadata}
+        other = [words for name, words in parts.items() if saved.get(name) != getattr(job, name)]
+        if len(other) == len(changed):
+            raise ConfigError(
+                f"{folder} was made with another {other[0]} than is there now, trained anew or replaced since: "
+                f"delete {folder} to run this piece anew"
+            )
         raise ConfigError(f"{folder} holds a run with other settings ({'; '.join(changed[:3])}): choose another --name")
     return True
 
 
-def result_of(function: str, folder: Path, job: Any, *arguments: str) -> JSON:
+def result_of(function: str, folder: Path, job: Any, *arguments: str, check: Callable[[JSON], object]) -> JSON:
     """The result of a piece, run first if it is not there yet; arguments as those of `start_process`.
+
+    Args:
+        check: raises ConfigError for what is no result of such a piece.
 
     Raises:
         ConfigError: the result there is of another job, or one of the two is damaged.
     """
-    if (folder / "result.json").is_file():
-        for name in ("job.json", "result.json"):
-            readable(folder / name, folder)
     if not finished(folder, job):
         start_process(function, folder, job, *arguments)
-    return readable(folder / "result.json", folder)
+    found = readable(path := folder / "result.json", folder)
+    try:
+        check(found)
+    except ConfigError as error:
+        raise ConfigError(f"{path} is damaged ({error}): delete {folder} to run this piece anew") from error
+    return found
 
 
 def readable(path: Path, piece: Path) -> JSON:

@@ -1,7 +1,8 @@
 """A file of code sequences: safetensors with the codes, packed to as many bits as they need, and what decoding must know.
 
 Tensors, all of bytes: `names` (a JSON list; safetensors' metadata may not take more than 100 MB), `codes` (a row for each name)
-and `crc32` (of these two, little-endian). Written row by row and read in slices: of the codes, memory never holds many.
+and `crc32` (of the header's entries and these two, little-endian). Written row by row and read in slices: of the codes, memory
+never holds many.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from daps_robot.data.files import unreadable_named
 from daps_robot.data.hdf5 import short
 from daps_robot.errors import DataError
 
-FORMAT = "daps_robot/codes/2"
+FORMAT = "daps_robot/codes/3"
 MAX_VOCABULARY = 2**32
 _BLOCK = 2**24
 
@@ -47,6 +48,11 @@ class CodesHeader:
     def row_bytes(self) -> int:
         """Bytes of a packed sequence."""
         return -(-self.positions * code_bits(self.vocabulary) // 8)
+
+    @property
+    def crc(self) -> int:
+        """Checksum of all but the names, with which that of the file begins."""
+        return zlib.crc32(f"{self.tokenizer} {self.positions} {self.vocabulary}".encode())
 
     def check(self, where: str) -> None:
         """Raises DataError unless the sizes can be, and each name is one path below a folder, as it is written shortest."""
@@ -97,7 +103,7 @@ def write_codes(path: Path, header: CodesHeader, blocks: Iterable[Int[np.ndarray
     start = _start(header, len(names))
 
     def write(temporary: Path) -> None:
-        written, crc = 0, zlib.crc32(names)
+        written, crc = 0, zlib.crc32(names, header.crc)
         with temporary.open("wb") as file:
             file.write(start + names)
             for block in blocks:
@@ -179,7 +185,7 @@ class CodesFile:
                 f"{path}: codes of shape {shape} for {len(names)} names, {header.positions} positions and "
                 f"{header.vocabulary} values: the file is damaged; encode the pictures again"
             )
-        if self._crc(zlib.crc32(text)) != self.file.get_tensor("crc32").tobytes():
+        if self._crc(zlib.crc32(text, header.crc)) != self.file.get_tensor("crc32").tobytes():
             raise DataError(f"{path} is damaged (its checksum does not fit): copy it, or encode the pictures, again")
 
     def _crc(self, crc: int) -> bytes:

@@ -272,4 +272,4 @@ def _difference(before: str, settings: JSON) -> str:
     if not isinstance(old, dict):
         return "its settings.json is damaged"
     changed = [key for key in sorted({*old, *settings}) if old.get(key) != settings.get(key)]
-    return "; ".join(f"{key}: {old.get(key)} then, {settings.get(key)} now" for key in changed)
+    return "; ".join(f"{key[:100]}: {old.get(key)!s:.100} then, {settings.get(key)!s:.100} now" for key in changed[:5])

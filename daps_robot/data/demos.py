@@ -27,7 +27,18 @@ import numpy as np
 
 from daps_robot.data.demo_checks import asked_keys, check_bytes, check_finite, natural, split_names
 from daps_robot.data.env_args import env_differences, named_env, rate_of
-from daps_robot.data.hdf5 import check_printable, damage_named, listing, members, open_file, refuse_link, short, subgroup, suggest
+from daps_robot.data.hdf5 import (
+    bytes_of,
+    check_printable,
+    damage_named,
+    listing,
+    members,
+    open_file,
+    refuse_link,
+    short,
+    subgroup,
+    suggest,
+)
 from daps_robot.data.lerobot_info import is_lerobot
 from daps_robot.errors import DataError
 from daps_robot.types import JSON, Demo
@@ -196,9 +207,9 @@ class _DemoReader:
         declared = 0
         for name in self.names:
             for where in ("actions", *(f"obs/{key}" for key in self.obs_keys)):
-                declared += self._dataset(name, where).nbytes
+                declared += bytes_of(self._dataset(name, where))
             if "states" in self.data[name]:
-                declared += self._dataset(name, "states").nbytes
+                declared += bytes_of(self._dataset(name, "states"))
         check_bytes(self.path, declared, self.path.stat().st_size)
 
     def read(self, name: str) -> Demo:
@@ -289,7 +300,7 @@ def _read_mask(path: Path, mask: Any, split: str, names: Sequence[str]) -> tuple
         raise DataError(f"{path}: '{where}' is not a list of names such as demo_0.")
     if len(dataset) > len(names):
         raise DataError(f"{path}: '{where}' lists {len(dataset)} demonstrations, but the file has {len(names)}.")
-    check_bytes(path, dataset.nbytes, path.stat().st_size)
+    check_bytes(path, bytes_of(dataset), path.stat().st_size)
     listed = [name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in dataset[()]]
     if absent := sorted(set(listed) - set(names), key=natural):
         raise DataError(f"{path}: '{where}' names {absent[0]}, which is not in the file. {suggest(absent[0], names)}")

@@ -17,7 +17,7 @@ from daps_robot.data.hdf5 import short
 from daps_robot.data.normalize import Scaler
 from daps_robot.errors import CheckpointError, ConfigError
 from daps_robot.models.pretrained import load_pretrained, restore, save_pretrained
-from daps_robot.models.requests import observed
+from daps_robot.models.requests import answered, observed
 from daps_robot.types import ChunkBatch, PlanRequest
 
 
@@ -141,8 +141,9 @@ class ImitationPolicy(nn.Module, ABC):
 
         Raises:
             ConfigError: the observations are not of the shape that this policy was made for.
+            DataError: they are too large to be reckoned with.
         """
-        return self.chunks(observed(self, request), request.keys).cpu().numpy()
+        return answered(self.chunks(observed(self, request), request.keys))
 
     def save_pretrained(self, directory: Path) -> None:
         """Write everything that acting needs."""

@@ -24,7 +24,7 @@ from daps_robot.models.code_model import CodeModel, CodeModelConfig, EmbeddingHe
 from daps_robot.models.decoders import ChunkDecoderConfig
 from daps_robot.models.frontends import ChunkFrontEndConfig, ObservationFrontEnd, ObservationFrontEndConfig
 from daps_robot.models.pretrained import load_pretrained, restore, save_pretrained
-from daps_robot.models.requests import observed
+from daps_robot.models.requests import answered, check_finite, observed
 from daps_robot.models.sampling import beam, expected_embedding, greedy, sample
 from daps_robot.models.tokenizer import Tokenizer, TokenizerConfig
 from daps_robot.types import PlanRequest
@@ -223,6 +223,7 @@ class LatentPolicy(nn.Module):
     def chunks(self, observations: Float[Tensor, "b n o"], keys: Int[np.ndarray, " b"] | None = None) -> Float[Tensor, "b h a"]:
         """One action chunk per observation, both in the environment's units."""
         tokenizer, tokens, decoding = self.tokenizer, self.observe(observations), self.config.decoding
+        check_finite(tokens)
         memory = self.code_model.prepare(tokens)
         if decoding.method == "expected":
             assert isinstance(tokenizer, Tokenizer)
@@ -241,8 +242,9 @@ class LatentPolicy(nn.Module):
 
         Raises:
             ConfigError: the observations are not of the shape that this policy was made for.
+            DataError: they are too large to be reckoned with.
         """
-        return self.chunks(observed(self, request), request.keys).cpu().numpy()
+        return answered(self.chunks(observed(self, request), request.keys))
 
     def with_decoding(self, decoding: DecodingConfig) -> LatentPolicy:
         """A policy with the same weights (shared, not copied) and another decoding."""

@@ -1,14 +1,15 @@
-"""What a policy is asked, as its networks take it."""
+"""What a policy is asked, as its networks take it, and what it answers."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from daps_robot.errors import ConfigError
+from daps_robot.errors import ConfigError, DataError
 from daps_robot.types import PlanRequest
 
 
@@ -25,3 +26,23 @@ def observed(policy: Any, request: PlanRequest) -> Float[Tensor, "b n o"]:
             f"{found[0]} of {found[1]}"
         )
     return torch.from_numpy(request.observations).to(policy.scaler.shift.device)
+
+
+def answered(chunks: Float[Tensor, "b h a"]) -> Float[np.ndarray, "b h a"]:
+    """Action chunks as a policy hands them out. Raises DataError as `check_finite` does."""
+    check_finite(chunks)
+    return chunks.cpu().numpy()
+
+
+def check_finite(values: Float[Tensor, "b *x"]) -> None:
+    """Refuses what finite observations may become in a network: the most likely of NaN is a code like any other.
+
+    Raises:
+        DataError: a value is not finite, naming the row.
+    """
+    finite = values.isfinite().flatten(1).all(1)
+    if not finite.all():
+        raise DataError(
+            f"row {int(finite.int().argmin())} of the request overflows in the policy: its observations are far outside of those "
+            "it was trained on, or its weights are damaged"
+        )

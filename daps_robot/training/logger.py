@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from daps_robot.atomic import put
-from daps_robot.errors import RunDirectoryError
+from daps_robot.errors import CheckpointError, RunDirectoryError
 
 
 class MetricLogger:
@@ -61,16 +61,29 @@ class MetricLogger:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics file; a last line cut short by a crash is left out."""
+    """The rows of a metrics file; a last line cut short by a crash is left out.
+
+    Raises:
+        CheckpointError: another line is no row.
+    """
     if not path.is_file():
         return []
     rows = []
     with path.open(errors="replace") as file:
-        for line in file:
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                break
-            if isinstance(row, dict) and isinstance(row.get("step"), int):
+        for number, line in enumerate(file, 1):
+            if (row := _row(line)) is not None:
                 rows.append(row)
+            elif line.endswith("\n"):
+                raise CheckpointError(f"{path}: line {number} is no row of metrics: remove it, or start anew with --overwrite")
     return rows
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    """A step, the name of a split, and numbers; None for anything else."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict) or type(row.get("step")) is not int or not isinstance(row.get("split"), str):
+        return None
+    return row if all(isinstance(value, int | float | None) for name, value in row.items() if name != "split") else None

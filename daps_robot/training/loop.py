@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,13 @@ class Progress:
     skipped: int = 0
     skipped_in_a_row: int = 0
     finished: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for what no run has come to, such as a damaged file may say."""
+        for field in fields(self):
+            value, kind = getattr(self, field.name), type(field.default)
+            if type(value) not in ((int, float) if kind is float else (kind,)) or (kind is int and value < 0):
+                raise ValueError(f"{field.name} {value!r:.40}")
 
 
 class Training:
@@ -228,16 +235,22 @@ class Training:
             )
         try:
             self.objective.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            own = self.optimizer.state_dict()["param_groups"]  # the settings are those of config.json
+            self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": own})
+            for parameter, moments in self.optimizer.state.items():
+                found = {name: moment.shape for name, moment in moments.items()}
+                if found != {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}:
+                    raise ValueError("moments of another parameter or optimiser")
             if self.average is not None:
                 for own, saved in zip(self.average.average, state["average"], strict=True):
-                    own.copy_(saved)
+                    own.copy_(saved.view(own.shape))
             progress = Progress(**state["progress"])
-            if not all(isinstance(progress.__dict__[name], int) and progress.__dict__[name] >= 0 for name in ("step", "skipped")):
-                raise ValueError("no such step")
+            sums, counts = state["interval"]["sums"], state["interval"]["counts"]
+            if sums.keys() != counts.keys() or not all(total.shape == () and counts[name] > 0 for name, total in sums.items()):
+                raise ValueError("no such means")
             vars(self.progress).update(vars(progress))
-            vars(self.interval).update(state["interval"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            self.interval.sums, self.interval.counts = sums, counts
+        except (ConfigError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"{path} is not the training state of this run: start anew with --overwrite") from error
 
 

@@ -97,7 +97,7 @@ def change_json(rng: Random, folder: Path) -> None:
     path = rng.choice(files_of(folder, "*.json"))
     text = json.dumps(changed_tree(rng, json.loads(path.read_text())))
     if rng.random() < 0.03:
-        text = text.replace(":", ": " + "[" * 100_000 + "]" * 100_000 + ", \"x\": ", 1)
+        text = text.replace(":", ": " + "[" * 100_000 + "]" * 100_000 + ', "x": ', 1)
     path.write_text(text)
 
 
@@ -116,7 +116,7 @@ def changed_tree(rng: Random, tree: Any) -> Any:
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         parent, key = rng.choice(list(_places(holder)))
         _change(rng, holder, parent, key)
-    return holder.get("", None)
+    return holder.get("")
 
 
 def _places(node: Any) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import select
 import shutil
@@ -167,7 +168,7 @@ def _outcome(reader: Any, folder: Path, whole: Any) -> str:
 def out_of_memory(error: BaseException | None) -> bool:
     """Whether an error began as one of memory."""
     while error is not None:
-        if isinstance(error, MemoryError) or "allocate" in str(error):
+        if isinstance(error, MemoryError) or re.search("allocate|memory allocation|out of memory", str(error)):
             return True
         error = error.__cause__ or error.__context__
     return False
@@ -191,7 +192,9 @@ def lines_of(tallies: dict[str, Tally]) -> list[str]:
     for name, tally in tallies.items():
         figures = {"refused": tally.refused, "read": tally.read, "findings": len(tally.findings)}
         total.update(figures)
-        lines.append(f"{name:>16}{sum(figures.values()):>9}" + "".join(f"{n:>{9 + (k == 'findings')}}" for k, n in figures.items()))
+        lines.append(
+            f"{name:>16}{sum(figures.values()):>9}" + "".join(f"{n:>{9 + (k == 'findings')}}" for k, n in figures.items())
+        )
     lines.append(f"{'all':>16}{sum(total.values()):>9}{total['refused']:>9}{total['read']:>9}{total['findings']:>10}")
     for name, tally in tallies.items():
         for text in dict.fromkeys(tally.findings.values()):

@@ -373,13 +373,18 @@ def ask(folder: Path) -> None:
 
 
 def change_request(rng: Random, folder: Path) -> None:
-    shape = [rng.choice((2, 2, 2, 1, 3, 0)), rng.choice((2, 2, 1)), rng.choice((5, 5, 4))][: rng.choice((3, 3, 3, 2))]
-    seen: Any = np.random.default_rng(rng.randrange(99)).normal(size=shape)
-    if seen.size and rng.random() < 0.6:
-        seen.flat[rng.randrange(seen.size)] = rng.choice((np.nan, np.inf, -np.inf, 1e308, 3e38, 1e-45))
-    seen = seen.astype(rng.choice(("f4", "f4", "f4", "f8", "f2", "i8", "U3", "c8", "?", ">f4")))
-    keys: Any = np.array([rng.choice((0, 1, 2**62, -1, 3)) for _ in range(rng.choice((2, 2, 2, 1, 0)))])
-    keys = keys.astype(rng.choice(("i8", "i8", "i8", "u8", "f4", "U5")))
+    rows = rng.choice((2, 2, 1, 3, 0))
+    keys: Any = np.array([rng.choice((0, 1, 2**62, 3)) for _ in range(rows)], np.int64)
+    seen: Any = np.random.default_rng(rng.randrange(99)).normal(size=(rows, 2, 5)).astype(np.float32)
+    how = rng.choice(("value", "value", "shape", "type", "keys"))
+    if how == "value" and seen.size:
+        seen.flat[rng.randrange(seen.size)] = rng.choice((np.nan, np.inf, -np.inf, 3e38, 1e30, -1e20, 1e-45, 0.0))
+    elif how == "shape":
+        seen = np.zeros(rng.choice(((rows, 1, 5), (rows, 2, 4), (rows + 1, 2, 5), (rows, 2), (rows, 2, 5, 1))), np.float32)
+    elif how == "type":
+        seen = seen.astype(rng.choice(("f8", "f2", "i8", "U3", "c8", "?", ">f4")))
+    elif how == "keys":
+        keys = rng.choice((keys - 1, keys.astype("f4"), keys.astype("u8"), keys.astype("U5"), keys[None]))
     np.savez(folder / "request.npz", observations=seen, keys=keys)
 
 

@@ -18,7 +18,22 @@ import torch
 
 from .damage import WEIRD, changed_tree, damage, files_of
 
-SHAPES = ((), (0,), (1,), (3,), (13,), (20, 7), (7, 20), (20, 0), (0, 7), (20, 7, 1), (2**20, 7), (2**40,), (2**32, 2**32), (2**62, 4))
+SHAPES = (
+    (),
+    (0,),
+    (1,),
+    (3,),
+    (13,),
+    (20, 7),
+    (7, 20),
+    (20, 0),
+    (0, 7),
+    (20, 7, 1),
+    (2**20, 7),
+    (2**40,),
+    (2**32, 2**32),
+    (2**62, 4),
+)
 DTYPES = ("f2", "f4", "f8", ">f4", "g", "i1", "u1", "i8", "u8", ">i4", "?", "c8", "S8", "S0", "V16", "O", "U3", "M8[s]")
 
 
@@ -91,7 +106,9 @@ def _values(rng: Random, file: h5py.File, name: str) -> None:
     dataset = file[name]
     if isinstance(dataset, h5py.Dataset) and dataset.size and dataset.dtype.kind in "fiu":
         index = tuple(rng.randrange(n) for n in dataset.shape)
-        dataset[index] = rng.choice((0, 1, 255, 3e38, -3e38, 1e-45, np.nan, np.inf) if dataset.dtype.kind == "f" else (0, 1, 255, 127))
+        dataset[index] = rng.choice(
+            (0, 1, 255, 3e38, -3e38, 1e-45, np.nan, np.inf) if dataset.dtype.kind == "f" else (0, 1, 255, 127)
+        )
 
 
 def _data(rng: Random, file: h5py.File, name: str) -> None:
@@ -119,7 +136,11 @@ def _data(rng: Random, file: h5py.File, name: str) -> None:
     if how == "gzip":
         more = {"compression": "gzip", "chunks": tuple(min(n or 1, 2**16) for n in shape) or None}
     elif how == "chunks":  # larger than the data themselves
-        more = {"maxshape": (None,) * len(shape), "chunks": tuple(rng.choice((1, 2**10, 2**14)) for _ in shape), "compression": "gzip"}
+        more = {
+            "maxshape": (None,) * len(shape),
+            "chunks": tuple(rng.choice((1, 2**10, 2**14)) for _ in shape),
+            "compression": "gzip",
+        }
     elif how == "external":
         more = {"external": [(rng.choice(("/etc/passwd", "/dev/zero", "values.bin")), 0, h5py.h5f.UNLIMITED)]}
     elif how == "fill":
@@ -174,7 +195,9 @@ def _npy_header(rng: Random, data: bytes) -> bytes:
     np.lib.format.read_magic(stream)
     shape, order, dtype = np.lib.format.read_array_header_1_0(stream)
     rest = stream.read()
-    descr: Any = rng.choice((dtype.str, rng.choice(DTYPES), "|O", "<U999999999", "<U2147483647", [("a", "<f4")], "x", ("<f4", (2,))))
+    descr: Any = rng.choice(
+        (dtype.str, rng.choice(DTYPES), "|O", "<U999999999", "<U2147483647", [("a", "<f4")], "x", ("<f4", (2,)))
+    )
     found: Any = {
         "descr": descr,
         "fortran_order": rng.choice((order, not order, 3, None)),
@@ -227,7 +250,9 @@ def change_state(rng: Random, folder: Path) -> None:
         node, key = rng.choice(places)
         value = node[key]
         if isinstance(value, torch.Tensor) and rng.random() < 0.7:
-            node[key] = rng.choice((value.double(), value.flatten(), value[None], value.new_zeros(0), value * np.nan, value.long(), 3))
+            node[key] = rng.choice(
+                (value.double(), value.flatten(), value[None], value.new_zeros(0), value * np.nan, value.long(), 3)
+            )
         else:
             node[key] = rng.choice(WEIRD)
     torch.save(state, path)
@@ -250,19 +275,29 @@ def change_tar(rng: Random, folder: Path) -> None:
         members = [(member, tar.extractfile(member).read() if member.isreg() else b"") for member in tar.getmembers()]  # type: ignore[union-attr]
     chosen = rng.randrange(len(members))
     stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w", format=rng.choice((tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT))) as tar:
+    with tarfile.open(
+        fileobj=stream, mode="w", format=rng.choice((tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT))
+    ) as tar:
         for i, (member, data) in enumerate(members):
             if i == chosen:
                 how = rng.choice(("name", "kind", "size", "pax", "drop"))
                 if how == "drop":
                     continue
                 if how == "name":
-                    member.name = rng.choice(("../out.jpg", "/etc/passwd", "a/../b.png", "0.cls", "\x1b[2J.png", "x.png", "d/" * 40 + "x.png"))
+                    member.name = rng.choice(
+                        ("../out.jpg", "/etc/passwd", "a/../b.png", "0.cls", "\x1b[2J.png", "x.png", "d/" * 40 + "x.png")
+                    )
                 elif how == "kind":
-                    member.type = rng.choice((tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE))
+                    member.type = rng.choice(
+                        (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE)
+                    )
                     member.linkname = rng.choice(("/etc/passwd", "x.png"))
                 elif how == "pax" and tar.format == tarfile.PAX_FORMAT:
-                    member.pax_headers = {rng.choice(("GNU.sparse.major", "size", "GNU.sparse.map", "path", "hdrcharset")): rng.choice(("1", "99999999999", "x", "-1"))}
+                    member.pax_headers = {
+                        rng.choice(("GNU.sparse.major", "size", "GNU.sparse.map", "path", "hdrcharset")): rng.choice(
+                            ("1", "99999999999", "x", "-1")
+                        )
+                    }
             tar.addfile(member, io.BytesIO(data) if member.isreg() else None)
     packed = bytearray(stream.getvalue())
     if rng.random() < 0.3:  # a size that lies, in a header whose checksum fits
@@ -318,7 +353,9 @@ def change_parquet(rng: Random, folder: Path) -> None:
                 table = table.set_column(i, name, pa.array([None] * rows, column.type))
             elif how == "lists":
                 ragged = [[1.0] * rng.choice((0, 1, 3, 4)) for _ in range(rows)]
-                table = table.set_column(i, name, pa.array(ragged, rng.choice((pa.list_(pa.float32()), pa.large_list(pa.float32())))))
+                table = table.set_column(
+                    i, name, pa.array(ragged, rng.choice((pa.list_(pa.float32()), pa.large_list(pa.float32()))))
+                )
             elif how == "nested":
                 table = table.set_column(i, name, pa.array([{"a": [[1.0]]}] * rows))
             elif how == "drop":
@@ -326,9 +363,13 @@ def change_parquet(rng: Random, folder: Path) -> None:
             elif how == "twice":
                 table = table.append_column(name, column)
             elif how == "rename":
-                table = table.rename_columns([rng.choice((n + "x", "\x1b[2J", n)) if n == name else n for n in table.column_names])
+                table = table.rename_columns(
+                    [rng.choice((n + "x", "\x1b[2J", n)) if n == name else n for n in table.column_names]
+                )
             elif how == "rows":
-                table = rng.choice((table.slice(1), table.slice(0, 0), table.slice(0, rows - 1), pa.concat_tables([table, table])))
+                table = rng.choice(
+                    (table.slice(1), table.slice(0, 0), table.slice(0, rows - 1), pa.concat_tables([table, table]))
+                )
             elif how == "order":
                 table = table.take(pa.array(rng.sample(range(rows), rows)))
             elif pa.types.is_integer(column.type):
