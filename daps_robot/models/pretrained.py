@@ -73,7 +73,7 @@ def load_pretrained(cls: type[C], kind: str, directory: Path) -> tuple[C, dict[s
             raise CheckpointError(f"{path} describes {str(found)[:60]!r}, not a {kind}: give the directory of a trained {kind}")
         if values.get("version") != VERSION:
             raise CheckpointError(
-                f"{path} has format version {values.get('version')}, this daps_robot reads {VERSION}: update daps_robot"
+                f"{path} has format version {values.get('version')!r:.40}, this daps_robot reads {VERSION}: update daps_robot"
             )
         config = from_json(cls, values.get("config", {}), str(path))
     except ConfigError as error:

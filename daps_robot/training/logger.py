@@ -29,7 +29,7 @@ class MetricLogger:
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # slow to import
 
-            self.writer = SummaryWriter(str(directory / "tensorboard"), purge_step=first_step + 1 if first_step else None)
+            self.writer = SummaryWriter(str(directory / "tensorboard"), purge_step=first_step + 1)
 
     def log(self, step: int, split: str, metrics: dict[str, float]) -> None:
         # JSON has no NaN: a metric that is not finite is written as null, not dropped
@@ -86,4 +86,5 @@ def _row(line: str) -> dict[str, Any] | None:
         return None
     if not isinstance(row, dict) or type(row.get("step")) is not int or not isinstance(row.get("split"), str):
         return None
-    return row if all(isinstance(value, int | float | None) for name, value in row.items() if name != "split") else None
+    values = [value for name, value in row.items() if name != "split" and value is not None]
+    return row if all(isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**53) for value in values) else None

@@ -56,7 +56,8 @@ class Progress:
         """Raises ValueError for what no run has come to, such as a damaged file may say."""
         for field in fields(self):
             value, kind = getattr(self, field.name), type(field.default)
-            if type(value) not in ((int, float) if kind is float else (kind,)) or (kind is int and value < 0):
+            fits = type(value) in ((int, float) if kind is float else (kind,))
+            if not fits or (type(value) is int and not (0 if kind is int else -(2**53)) <= value < 2**53):
                 raise ValueError(f"{field.name} {value!r:.40}")
 
 
@@ -246,7 +247,9 @@ class Training:
                     own.copy_(saved.view(own.shape))
             progress = Progress(**state["progress"])
             sums, counts = state["interval"]["sums"], state["interval"]["counts"]
-            if sums.keys() != counts.keys() or not all(total.shape == () and counts[name] > 0 for name, total in sums.items()):
+            if sums.keys() != counts.keys() or not all(
+                total.shape == () and 0 < counts[name] < 2**53 for name, total in sums.items()
+            ):
                 raise ValueError("no such means")
             vars(self.progress).update(vars(progress))
             self.interval.sums, self.interval.counts = sums, counts
