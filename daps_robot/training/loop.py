@@ -121,7 +121,7 @@ class Training:
                 self.save()
             raise
         except RuntimeError as error:
-            raise dead_worker(error, config.workers) or error from None
+            raise dead_worker(error, config.workers) or parallel.died(error) or error from None
         finally:
             stream.close()  # its processes end with it
             bar.close()

@@ -22,8 +22,8 @@ def main() -> int:
     parser.add_argument("--child", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
-        seed, keep, work = json.loads(given.child)
-        run_child(seed, Path(keep), work)
+        seed, keep, seconds, work = json.loads(given.child)
+        run_child(seed, Path(keep), seconds, work)
         return 0
     from .readers import READERS
 

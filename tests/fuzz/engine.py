@@ -51,13 +51,13 @@ class Tally:
     findings: dict[int, str] = field(default_factory=dict)
 
 
-def fuzz(readers: Sequence[str], inputs: int, seed: int, keep: Path) -> dict[str, Tally]:
-    """Inputs 0 … inputs − 1 of each reader; inputs of findings stay in `keep`."""
+def fuzz(readers: Sequence[str], inputs: int, seed: int, keep: Path, seconds: float = SECONDS) -> dict[str, Tally]:
+    """Inputs 0 … inputs − 1 of each reader, each within `seconds`; inputs of findings stay in `keep`."""
     tallies = {name: Tally() for name in readers}
     work = [(name, 0, inputs) for name in readers]
     while work:
         with subprocess.Popen(
-            [sys.executable, "-m", "tests.fuzz", "--child", json.dumps([seed, str(keep), work])],
+            [sys.executable, "-m", "tests.fuzz", "--child", json.dumps([seed, str(keep), seconds, work])],
             cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         ) as child:  # fmt: skip
             begun: tuple[str, int] | None = None
@@ -100,16 +100,16 @@ def _lines(child: subprocess.Popen[bytes]) -> Iterator[dict[str, Any]]:
         yield from map(json.loads, whole)
 
 
-def run_child(seed: int, keep: Path, work: Sequence[tuple[str, int, int]]) -> None:
+def run_child(seed: int, keep: Path, seconds: float, work: Sequence[tuple[str, int, int]]) -> None:
     """The process that reads: one line before each input, one after it."""
     speak = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    from .readers import READERS
+    from .readers import FAULTS, READERS
 
     warnings.simplefilter("ignore")
     limited = False
     for name, start, stop in work:
-        reader = READERS[name]
+        reader = {**READERS, **FAULTS}[name]
         with tempfile.TemporaryDirectory() as place:
             valid, spoilt = Path(place) / "valid", Path(place) / "spoilt"
             valid.mkdir()
@@ -129,7 +129,7 @@ def run_child(seed: int, keep: Path, work: Sequence[tuple[str, int, int]]) -> No
                 shutil.rmtree(kept, ignore_errors=True)
                 shutil.copytree(spoilt, kept, symlinks=True)
                 speak.write(json.dumps({"reader": name, "number": number}).encode() + b"\n")
-                outcome = _outcome(reader, spoilt, whole if reader.exact and bytes_only else None)
+                outcome = _outcome(reader, spoilt, seconds, whole if reader.exact and bytes_only else None)
                 if outcome not in ("refused", "read"):
                     target = keep / f"{name}-{number}"
                     shutil.rmtree(target, ignore_errors=True)
@@ -138,17 +138,17 @@ def run_child(seed: int, keep: Path, work: Sequence[tuple[str, int, int]]) -> No
 
 
 def _limit_memory() -> None:
-    """Idle and MEMORY; of the processor, SECONDS an input (`_outcome`), whose end no C library can put off."""
+    """To that of the idle process and MEMORY; the timer of `_outcome` then ends the process, which no C library can put off."""
     words = Path("/proc/self/status").read_text().split()
     idle = int(words[words.index("VmData:") + 1]) * 1024
     resource.setrlimit(resource.RLIMIT_DATA, (idle + MEMORY, resource.RLIM_INFINITY))
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
 
 
-def _outcome(reader: Any, folder: Path, whole: Any) -> str:
+def _outcome(reader: Any, folder: Path, seconds: float, whole: Any) -> str:
     from daps_robot.errors import DapsRobotError
 
-    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         found = reader.read(folder)
     except DapsRobotError as error:

@@ -6,6 +6,7 @@ import gzip
 import importlib.util
 import io
 import json
+import os
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ from daps_robot.data.env_args import env_differences
 from daps_robot.data.motion import FPS, LAYOUT, read_motion
 from daps_robot.data.picture_files import FolderPictures, JpegPictures
 from daps_robot.data.tar_files import TarPictures
-from daps_robot.errors import SimulationError
+from daps_robot.errors import DataError, SimulationError
 from daps_robot.models.action_tokenizer import load_tokenizer
 from daps_robot.models.bins import BinsTokenizer, BinsTokenizerConfig
 from daps_robot.models.fast import FASTTokenizer, FASTTokenizerConfig
@@ -485,3 +486,43 @@ READERS = {
     "results": Reader(build_results, results, (change_json,)),
     "report": Reader(build_report, report, (change_json, change_json_lines)),
 }  # fmt: skip
+
+
+# -- readers that are at fault, to see that it is found ----------------------------------------------------------------------
+
+
+def build_note(folder: Path) -> None:
+    (folder / "note.txt").write_text("valid")
+
+
+def at_fault(fault: Callable[[bytes], object]) -> Reader:
+    """A reader that fails where the note is not what it was."""
+
+    def read(folder: Path) -> bytes:
+        note = (folder / "note.txt").read_bytes()
+        if note != b"valid":
+            fault(note)
+        return note
+
+    return Reader(build_note, read, exact=True)
+
+
+def spin(note: bytes) -> None:
+    while True:
+        pass
+
+
+def hog(note: bytes) -> None:
+    try:
+        bytearray(2**33)
+    except MemoryError as error:
+        raise DataError("the note is damaged") from error
+
+
+FAULTS = {
+    "crash": at_fault(lambda note: os.abort()),
+    "untyped": at_fault(lambda note: {}["note"]),
+    "spin": at_fault(spin),
+    "hog": at_fault(hog),
+    "silent": at_fault(lambda note: None),
+}

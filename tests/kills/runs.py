@@ -27,15 +27,14 @@ from daps_robot.checkpoints import load_state
 from daps_robot.commands import cli
 from daps_robot.commands.train_action_vae import TrainActionVAE
 from daps_robot.commands.train_action_vae import run as train
-from daps_robot.data.demos import ROBOMIMIC_KEYS
 from daps_robot.data.demo_writer import write_demos
+from daps_robot.data.demos import ROBOMIMIC_KEYS
 from daps_robot.training.logger import read_rows
 from daps_robot.types import Demo
 
-ARGUMENTS = (
-    "--dataset demos.hdf5 --env none --device cpu --width 16 --layers 1 --vocabulary 16 --batch-size 8 --ema 0.9 "
-    "--warm-start-steps 15 --max-steps 40 --eval-every 5 --log-every 3 --keep-last 3"
-).split()
+NETWORKS = "--dataset demos.hdf5 --env none --device cpu --width 16 --layers 1 --vocabulary 16 --batch-size 8 --ema 0.9"
+STEPS = "--warm-start-steps 15 --max-steps 40 --eval-every 5 --log-every 3 --keep-last 3"
+ARGUMENTS = [*NETWORKS.split(), *STEPS.split()]
 
 TIMES = {"seconds", "steps_per_second", "train_seconds"}
 """What no two runs have in common."""
@@ -303,7 +302,6 @@ def dead_rank(place: Path) -> str:
         seconds = time.monotonic() - before
     load_state(state)
     wrong = [f"took {seconds:.0f} s"] * (seconds > 2 * END_WITHIN) + ["ended with status 0"] * (launcher.returncode == 0)
-    print(
-        f"dead rank: ended after {seconds:.0f} s; the last line that is ours: {[s for s in said.splitlines() if s.startswith('error')]}"
-    )
+    errors = [line for line in said.splitlines() if line.startswith("error")]
+    print(f"the other of two processes ended after {seconds:.0f} s and said {errors}", flush=True)
     return "; ".join(wrong)
