@@ -78,6 +78,7 @@ def fuzz(readers: Sequence[str], inputs: int, seed: int, keep: Path, seconds: fl
         slow = how in ("SIGPROF", "SIGKILL")
         tallies[name].findings[number] = "takes too long" if slow else f"ends the interpreter ({how})"
         work = [(each, number + 1 if each == name else start, stop) for each, start, stop in work if _left(each, name, work)]
+        work = [each for each in work if each[1] < each[2]]
     return tallies
 
 
