@@ -56,10 +56,11 @@ def fuzz(readers: Sequence[str], inputs: int, seed: int, keep: Path, seconds: fl
     tallies = {name: Tally() for name in readers}
     work = [(name, 0, inputs) for name in readers]
     while work:
-        with subprocess.Popen(
-            [sys.executable, "-m", "tests.fuzz", "--child", json.dumps([seed, str(keep), seconds, work])],
-            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        ) as child:  # fmt: skip
+        command = [sys.executable, "-m", "tests.fuzz", "--child", json.dumps([seed, str(keep), seconds, work])]
+        with (
+            tempfile.TemporaryFile() as errors,
+            subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors) as child,
+        ):
             begun: tuple[str, int] | None = None
             for said in _lines(child):
                 name, number, outcome = said["reader"], said["number"], said.get("outcome")
@@ -68,12 +69,12 @@ def fuzz(readers: Sequence[str], inputs: int, seed: int, keep: Path, seconds: fl
                     setattr(tallies[name], outcome, getattr(tallies[name], outcome) + 1)
                 elif outcome is not None:
                     tallies[name].findings[number] = outcome
-            assert child.stderr is not None
             if child.wait() == 0:
                 return tallies
             how = f"{signal.Signals(-child.returncode).name if child.returncode < 0 else child.returncode}"
             if begun is None:
-                raise RuntimeError(f"the fuzzing process itself failed ({how}): {child.stderr.read().decode()[-2000:]}")
+                errors.seek(0)
+                raise RuntimeError(f"the fuzzing process itself failed ({how}): {errors.read().decode()[-2000:]}")
         name, number = begun
         slow = how in ("SIGPROF", "SIGKILL")
         tallies[name].findings[number] = "takes too long" if slow else f"ends the interpreter ({how})"

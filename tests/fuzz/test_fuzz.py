@@ -1,6 +1,5 @@
 """A few spoilt inputs for every reader, and that the engine finds readers that are at fault. `python -m tests.fuzz` does more."""
 
-import pytest
 from fuzz.engine import fuzz, lines_of
 from fuzz.readers import READERS
 
@@ -13,10 +12,9 @@ def test_spoilt_inputs_are_refused_or_read(tmp_path):
     assert sum(tally.refused for tally in tallies.values()) > 40
 
 
-@pytest.mark.parametrize("faults", [["crash", "untyped", "spin", "hog", "silent"]])
-def test_readers_at_fault_are_found(tmp_path, faults):
-    tallies = fuzz(faults, 1, 0, tmp_path, seconds=0.3)
-    words = dict(zip(faults, ("SIGABRT", "KeyError", "too long", "takes memory", "something else"), strict=True))
+def test_readers_at_fault_are_found(tmp_path):
+    words = {"untyped": "KeyError", "hog": "takes memory", "silent": "something else", "crash": "SIGABRT", "spin": "too long"}
+    tallies = fuzz(list(words), 1, 0, tmp_path, seconds=0.3)
     for name, word in words.items():
         assert word in tallies[name].findings[0], tallies[name]
     assert (tmp_path / "untyped-0" / "note.txt").read_bytes() != b"valid"
