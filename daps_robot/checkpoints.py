@@ -143,9 +143,9 @@ def _check_state(path: Path) -> None:
         if f"{_file_checksum(path, end):08x}".encode() != mark.removeprefix(_MARK):
             raise ValueError("its checksum does not fit")
         return
-    with zipfile.ZipFile(
-        path
-    ) as archive:  # of an earlier version; torch writes checksums of the parts, but does not look at them
+    if not mark[-22:].startswith(b"PK\5\6"):  # with which a zip file ends
+        raise ValueError("it is cut off")
+    with zipfile.ZipFile(path) as archive:  # of an earlier version: torch stores checksums, but does not look at them
         if damaged := archive.testzip():
             raise ValueError(f"the checksum of {damaged} does not fit")
 

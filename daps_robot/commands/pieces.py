@@ -100,7 +100,7 @@ def finished(folder: Path, job: Any) -> bool:
     saved = readable(folder / "job.json", folder)
     if changed := differences(saved, job):
         parts = {field.name: field.metadata["made_of"] for field in fields(job) if "made_of" in field.metadata}
-        other = [words for name, words in parts.items() if saved.get(name) != getattr(job, name)]
+        other = [words for name, words in parts.items() if any(text.startswith(f"{name}: ") for text in changed)]
         if len(other) == len(changed):
             raise ConfigError(
                 f"{folder} was made with another {other[0]} than is there now, trained anew or replaced since: "

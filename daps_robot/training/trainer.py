@@ -118,6 +118,8 @@ class Trainer:
                     f"{self.directory} was started with other settings ({'; '.join(changed[:5])}): "
                     "give the same ones, or --overwrite"
                 )
+        elif not path.is_file() and self._holds_results():
+            raise RunDirectoryError(f"{self.directory} holds a run without its {path.name}: put it back, or choose another --out")
         elif path.is_file() and not resume and self._holds_results():
             raise RunDirectoryError(f"{self.directory} already holds a run: use --resume, --overwrite or another --out")
         try:

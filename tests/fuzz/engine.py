@@ -43,11 +43,13 @@ class Tally:
 
     Attributes:
         refused, read: how many.
+        unmade: inputs at whose making a library crashed, which says nothing of the reader.
         findings: number of the input → what happened.
     """
 
     refused: int = 0
     read: int = 0
+    unmade: int = 0
     findings: dict[int, str] = field(default_factory=dict)
 
 
@@ -61,13 +63,15 @@ def fuzz(readers: Sequence[str], inputs: int, seed: int, keep: Path, seconds: fl
             tempfile.TemporaryFile() as errors,
             subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors) as child,
         ):
-            begun: tuple[str, int] | None = None
+            begun: tuple[str, int, str] | None = None
             for said in _lines(child):
-                name, number, outcome = said["reader"], said["number"], said.get("outcome")
-                begun = (name, number) if outcome is None else None
+                name, number, outcome = said["reader"], said["number"], said["outcome"]
+                begun = (name, number, outcome) if outcome in ("making", "reading") else None
+                if begun:
+                    continue
                 if outcome in ("refused", "read"):
                     setattr(tallies[name], outcome, getattr(tallies[name], outcome) + 1)
-                elif outcome is not None:
+                else:
                     tallies[name].findings[number] = outcome
             if child.wait() == 0:
                 return tallies
@@ -75,9 +79,12 @@ def fuzz(readers: Sequence[str], inputs: int, seed: int, keep: Path, seconds: fl
             if begun is None:
                 errors.seek(0)
                 raise RuntimeError(f"the fuzzing process itself failed ({how}): {errors.read().decode()[-2000:]}")
-        name, number = begun
+        name, number, stage = begun
         slow = how in ("SIGPROF", "SIGKILL")
-        tallies[name].findings[number] = "takes too long" if slow else f"ends the interpreter ({how})"
+        if stage == "making":
+            tallies[name].unmade += 1
+        else:
+            tallies[name].findings[number] = "takes too long" if slow else f"ends the interpreter ({how})"
         work = [(each, number + 1 if each == name else start, stop) for each, start, stop in work if _left(each, name, work)]
         work = [each for each in work if each[1] < each[2]]
     return tallies
@@ -103,8 +110,12 @@ def _lines(child: subprocess.Popen[bytes]) -> Iterator[dict[str, Any]]:
 
 
 def run_child(seed: int, keep: Path, seconds: float, work: Sequence[tuple[str, int, int]]) -> None:
-    """The process that reads: one line before each input, one after it."""
-    speak = os.fdopen(os.dup(1), "wb", buffering=0)
+    """The process that reads: a line before each input is made, one before it is read, and one after."""
+    out = os.fdopen(os.dup(1), "wb", buffering=0)
+
+    def speak(outcome: str) -> None:
+        out.write(json.dumps({"reader": name, "number": number, "outcome": outcome}).encode() + b"\n")
+
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     from .readers import FAULTS, READERS
 
@@ -122,6 +133,7 @@ def run_child(seed: int, keep: Path, seconds: float, work: Sequence[tuple[str, i
                 _limit_memory()
                 limited = True
             for number in range(start, stop):
+                speak("making")
                 shutil.rmtree(spoilt)
                 shutil.copytree(valid, spoilt)
                 rng = Random(f"{seed} {name} {number}")
@@ -130,13 +142,13 @@ def run_child(seed: int, keep: Path, seconds: float, work: Sequence[tuple[str, i
                 kept = Path(place) / "kept"
                 shutil.rmtree(kept, ignore_errors=True)
                 shutil.copytree(spoilt, kept, symlinks=True)
-                speak.write(json.dumps({"reader": name, "number": number}).encode() + b"\n")
+                speak("reading")
                 outcome = _outcome(reader, spoilt, seconds, whole if reader.exact and bytes_only else None)
                 if outcome not in ("refused", "read"):
                     target = keep / f"{name}-{number}"
                     shutil.rmtree(target, ignore_errors=True)
                     shutil.copytree(kept, target)
-                speak.write(json.dumps({"reader": name, "number": number, "outcome": outcome}).encode() + b"\n")
+                speak(outcome)
 
 
 def _limit_memory() -> None:
@@ -189,15 +201,15 @@ def _plain(value: Any) -> Any:
 
 def lines_of(tallies: dict[str, Tally]) -> list[str]:
     """A table, and the findings, each once."""
-    lines = [f"{'reader':>16}{'inputs':>9}{'refused':>9}{'read':>9}{'findings':>10}"]
+    lines = [f"{'reader':>16}{'inputs':>9}{'refused':>9}{'read':>9}{'unmade':>9}{'findings':>9}"]
     total = Counter[str]()
     for name, tally in tallies.items():
-        figures = {"refused": tally.refused, "read": tally.read, "findings": len(tally.findings)}
+        figures = {"refused": tally.refused, "read": tally.read, "unmade": tally.unmade, "findings": len(tally.findings)}
         total.update(figures)
         lines.append(
             f"{name:>16}{sum(figures.values()):>9}" + "".join(f"{n:>{9 + (k == 'findings')}}" for k, n in figures.items())
         )
-    lines.append(f"{'all':>16}{sum(total.values()):>9}{total['refused']:>9}{total['read']:>9}{total['findings']:>10}")
+    lines.append(f"{'all':>16}{sum(total.values()):>9}" + "".join(f"{n:>9}" for n in total.values()))
     for name, tally in tallies.items():
         for text in dict.fromkeys(tally.findings.values()):
             numbers = [number for number, other in tally.findings.items() if other == text]
