@@ -1,15 +1,16 @@
 """Files that a run leaves: weights as safetensors, configuration as JSON, training state loaded with `weights_only=True`.
 
-Every file is written under a temporary name, flushed and renamed: a reader finds the old one or the new one, never half.
+Every file is written whole or not at all (`atomic`), and says when it was damaged since: each holds its own checksum.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import os
 import shutil
-from collections.abc import Callable, Iterator
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,12 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from daps_robot.atomic import flush_names, put
 from daps_robot.data.hdf5 import short
 from daps_robot.errors import CheckpointError, RunDirectoryError
+
+_MARK = b"\ncrc32 of all before: "
+"""Behind a training state, which torch does not mind; a checksum in hexadecimal follows."""
 
 
 def write_atomically(path: Path, write: Any) -> None:
@@ -29,15 +34,9 @@ def write_atomically(path: Path, write: Any) -> None:
     Raises:
         RunDirectoryError: the directory is not writable, or there is no space left.
     """
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        put(path, write)
     except (OSError, RuntimeError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         cause = error.__context__ if isinstance(error.__context__, OSError) else error
         raise RunDirectoryError(
             f"cannot write {path}: {short(cause)}. What was there before is untouched; free some space and --resume."
@@ -45,25 +44,40 @@ def write_atomically(path: Path, write: Any) -> None:
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Tensors as safetensors, atomically."""
+    """Tensors as safetensors, atomically, with their checksum in the header (alone: the order of several entries varies)."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomically(path, lambda temporary: safetensors.torch.save_file(contiguous, temporary))
+    about = {"crc32": _checksum(contiguous)}
+    write_atomically(path, lambda temporary: safetensors.torch.save_file(contiguous, temporary, about))
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
     """Tensors of a safetensors file.
 
     Raises:
-        CheckpointError: missing, truncated, or not safetensors.
+        CheckpointError: missing, truncated, not safetensors, or with another checksum than it states.
     """
     if not path.is_file():
         raise CheckpointError(f"{path} is not there: give the directory of a saved model")
     try:
-        return safetensors.torch.load_file(path)
-    except (SafetensorError, OSError) as error:
+        with safetensors.safe_open(path, "pt") as file:
+            about = file.metadata() or {}
+        tensors = safetensors.torch.load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError, AttributeError) as error:  # the last two of a type torch has not
         raise CheckpointError(
             f"{path} is not a readable safetensors file: copy it again, or train anew ({short(error)})"
         ) from error
+    if about.get("crc32", found := _checksum(tensors)) != found:  # files of other programs, and older ones, state none
+        raise CheckpointError(f"{path} is damaged (its checksum does not fit): copy it again, or train anew")
+    return tensors
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    """CRC-32 of names, types, shapes and values, in hexadecimal."""
+    crc = 0
+    for name, tensor in sorted(tensors.items()):
+        crc = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), crc)
+        crc = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, crc)
+    return f"{crc:08x}"
 
 
 def load_weights(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
@@ -78,6 +92,8 @@ def load_weights(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> N
             raise CheckpointError(f"{path} lacks the tensor {name}: it was saved by another model or version")
         if name not in own:
             raise CheckpointError(f"{path} holds {name}, which this model has not: it was saved by another model or version")
+        if own[name].dtype != tensors[name].dtype:
+            raise CheckpointError(f"{path}: {name} holds {tensors[name].dtype}, the model needs {own[name].dtype}")
         if tensors[name].is_floating_point() and not tensors[name].isfinite().all():
             raise CheckpointError(
                 f"{path}: {name} holds values that are not finite: the file is damaged, or its training diverged"
@@ -95,6 +111,9 @@ def save_state(state: dict[str, Any], path: Path) -> None:
     def write(temporary: Path) -> None:
         with temporary.open("wb") as file:  # torch's own writer would hide why it failed
             torch.save(state, file)
+        mark = _MARK + f"{_file_checksum(temporary, temporary.stat().st_size):08x}".encode()
+        with temporary.open("ab") as file:
+            file.write(mark)
 
     write_atomically(path, write)
 
@@ -108,9 +127,73 @@ def load_state(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path} is not there: nothing to resume; start without --resume")
     try:
+        _check_state(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged file
+    except Exception as error:  # torch and zipfile raise many kinds for a damaged file
         raise CheckpointError(f"{path} is not a readable training state: start anew with --overwrite ({short(error)})") from error
+
+
+def _check_state(path: Path) -> None:
+    """Raises ValueError where a training state is not as it was written."""
+    end = path.stat().st_size - len(_MARK) - 8
+    with path.open("rb") as file:
+        file.seek(max(0, end))
+        mark = file.read()
+    if mark.startswith(_MARK):
+        if f"{_file_checksum(path, end):08x}".encode() != mark.removeprefix(_MARK):
+            raise ValueError("its checksum does not fit")
+        return
+    if not mark[-22:].startswith(b"PK\5\6"):  # with which a zip file ends
+        raise ValueError("it is cut off")
+    with zipfile.ZipFile(path) as archive:  # of an earlier version: torch stores checksums, but does not look at them
+        if damaged := archive.testzip():
+            raise ValueError(f"the checksum of {damaged} does not fit")
+
+
+def _file_checksum(path: Path, size: int) -> int:
+    """CRC-32 of the first bytes of a file."""
+    crc = 0
+    with path.open("rb") as file:
+        while size > 0 and (block := file.read(min(size, 2**24))):
+            crc, size = zlib.crc32(block, crc), size - len(block)
+    return crc
+
+
+def before(path: Path) -> Path:
+    """Where the training state is kept that a file replaced."""
+    return path.with_name(f"{path.stem}.before{path.suffix}")
+
+
+def replace_state(state: dict[str, Any], path: Path) -> None:
+    """As `save_state`; the state that was there stays as `before(path)`, for the day when the disk damages this one.
+
+    Raises:
+        RunDirectoryError: it cannot be written.
+    """
+    if path.is_file():
+        spare = path.with_name(f"{path.name}.tmp")
+        with contextlib.suppress(OSError):  # a file system without links keeps one state
+            spare.unlink(missing_ok=True)
+            spare.hardlink_to(path)
+            spare.replace(before(path))
+    save_state(state, path)
+
+
+def load_last_state(path: Path) -> dict[str, Any]:
+    """The training state in a file, or, where that is damaged, the one that it replaced, which is said.
+
+    Raises:
+        CheckpointError: neither can be read.
+    """
+    try:
+        return load_state(path)
+    except CheckpointError as error:
+        try:
+            state = load_state(before(path))
+        except CheckpointError:
+            raise error from None
+        print(f"{path} is missing or damaged: going on from the state before it, {before(path).name}", flush=True)
+        return state
 
 
 def keep_checkpoint(folder: Path, step: int, count: int, save: Callable[[Path], None]) -> None:
@@ -126,6 +209,7 @@ def keep_checkpoint(folder: Path, step: int, count: int, save: Callable[[Path], 
         save(partial)
         shutil.rmtree(place, ignore_errors=True)  # of a run that was killed before its state was saved
         partial.replace(place)
+        flush_names(folder)
     except OSError as error:
         raise RunDirectoryError(f"cannot write {place}: {error.strerror}; free some space and --resume") from error
     for old in kept_steps(folder)[:-count]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import types
 import typing
 from pathlib import Path
 from typing import Any, TypeVar
 
+from daps_robot.atomic import put
 from daps_robot.errors import ConfigError, RunDirectoryError
 from daps_robot.registry import unknown_name
 from daps_robot.types import JSON
@@ -49,21 +51,23 @@ def _parse(hint: Any, value: Any, where: str) -> Any:
         return _parse_dataclass(typing.cast(type, hint), value, where)
     if origin is tuple:
         if not isinstance(value, list):
-            raise ConfigError(f"{where}: expected a list, found {value!r}")
+            raise ConfigError(f"{where}: expected a list, found {value!r:.80}")
         item = typing.get_args(hint)[0]
         return tuple(_parse(item, v, f"{where}[{i}]") for i, v in enumerate(value))
     if origin is dict:
         return _parse(dict, value, where)
     if origin is typing.Literal:
         if value not in typing.get_args(hint):
-            raise ConfigError(f"{where}: {value!r} is none of {', '.join(map(repr, typing.get_args(hint)))}")
+            raise ConfigError(f"{where}: {value!r:.80} is none of {', '.join(map(repr, typing.get_args(hint)))}")
         return value
     if hint is Path and isinstance(value, str):
         return Path(value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1000:
         return float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise ConfigError(f"{where}: expected {hint.__name__}, found {value!r}")
+        raise ConfigError(f"{where}: expected {hint.__name__}, found {value!r:.80}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{where}: {value} is no number to reckon with")
     return value
 
 
@@ -87,7 +91,7 @@ def _parse_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
 
 def _parse_dataclass(cls: type, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
-        raise ConfigError(f"{where}: expected the fields of {cls.__name__}, found {value!r}")
+        raise ConfigError(f"{where}: expected the fields of {cls.__name__}, found {value!r:.80}")
     cls = next((found for found in _subclasses(cls) if found.__name__ == value.get("_type")), cls)
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
@@ -120,13 +124,9 @@ def save_json(values: Any, path: Path) -> None:
         RunDirectoryError: it cannot be written, or there is no space left.
     """
     text = json.dumps(to_json(values), indent=2) + "\n"
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        temporary.write_text(text)
-        temporary.replace(path)
+        put(path, lambda temporary: temporary.write_text(text))
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise RunDirectoryError(f"cannot write {path}: {error.strerror}") from error
 
 
@@ -179,5 +179,5 @@ def _differences(old: JSON, new: JSON, prefix: str) -> list[str]:
         if isinstance(a, dict) and isinstance(b, dict):
             found += _differences(a, b, f"{path}.")
         elif a != b:
-            found.append(f"{path}: {a!r} → {b!r}")
+            found.append(f"{path[:100]}: {a!r:.100} → {b!r:.100}")
     return found

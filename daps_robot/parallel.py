@@ -16,6 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from daps_robot.errors import DapsRobotError
+
 
 def world_size() -> int:
     """How many processes train together."""
@@ -99,6 +101,24 @@ def sum_over_ranks(x: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(x)
     return x
+
+
+def with_names_of_all(sums: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Sums by name, zeros under those that only other ranks have: one that got no part of the data has none of its own."""
+    if world_size() == 1:
+        return sums
+    names: list[list[str]] = [[] for _ in range(world_size())]
+    dist.all_gather_object(names, list(sums))
+    return {name: sums.get(name, torch.zeros((), dtype=torch.float64, device=device)) for name in max(names, key=len)}
+
+
+def died(error: RuntimeError) -> DapsRobotError | None:
+    """What an error of the connections between the ranks means, if it is one: which rank it was, its own output tells."""
+    if world_size() == 1 or not any(word in str(error) for word in ("Connection", "peer", "NCCL", "Socket")):
+        return None
+    return DapsRobotError(
+        "another process of this training has died: see what it said; --resume goes on from the last checkpoint"
+    )
 
 
 def mean_over_ranks(x: Tensor) -> Tensor:

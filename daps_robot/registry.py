@@ -16,7 +16,7 @@ def unknown_name(kind: str, name: str, known: list[str]) -> ConfigError:
     """The error for a wrong name: the near miss if there is one, and what exists."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    return ConfigError(f"no {kind} is called {name!r}.{hint} There are: {', '.join(sorted(known))}.")
+    return ConfigError(f"no {kind} is called {name[:80]!r}.{hint} There are: {', '.join(sorted(known))}.")
 
 
 class Registry(Generic[T]):

@@ -28,6 +28,8 @@ from jaxtyping import Bool, Float, Int, UInt8
 if TYPE_CHECKING:  # an exported policy acts without torch
     from torch import Tensor, nn
 
+from daps_robot.errors import DataError
+
 
 @dataclass(frozen=True)
 class Demo:
@@ -82,12 +84,36 @@ class PlanRequest:
         keys: (b,) one number per row that alone decides the row's sampling noise, whatever else is in the batch.
         expert_chunk: (b h a) the scripted expert's next h actions, only for a policy with `needs_expert`.
         images: (b n c height width 3) RGB, cameras in the order of the policy's `cameras`, only for a policy that has some.
+
+    Raises:
+        DataError: the arrays are not of these shapes and types, or hold NaN or infinity, on which no policy is to act: the most
+            likely codes of NaN decode to actions like any others.
     """
 
     observations: Float[np.ndarray, "b n o"]
     keys: Int[np.ndarray, " b"]
     expert_chunk: Float[np.ndarray, "b h a"] | None = None
     images: UInt8[np.ndarray, "b n c height width 3"] | None = None
+
+    def __post_init__(self) -> None:
+        keys = np.asarray(self.keys)
+        if keys.ndim != 1 or not len(keys) or keys.dtype.kind not in "iu" or (keys < 0).any():
+            raise DataError(f"keys of a request are whole numbers of at least 0, one a row, not {keys.dtype} of {keys.shape}")
+        for name in ("observations", "expert_chunk"):
+            values = getattr(self, name)
+            if name == "expert_chunk" and values is None:
+                continue
+            kind = np.float32 if name == "observations" else np.floating
+            fits = isinstance(values, np.ndarray) and np.issubdtype(values.dtype, kind) and values.dtype.isnative
+            if not fits or values.ndim != 3 or len(values) != len(keys):
+                found = f"{getattr(values, 'dtype', type(values).__name__)} of {getattr(values, 'shape', 'no shape')}"
+                raise DataError(f"{name} of a request are float32 of 3 axes, a row for each of {len(keys)} keys, not {found}")
+            if not np.isfinite(values).all():
+                row = int(np.argwhere(~np.isfinite(values))[0, 0])
+                raise DataError(f"{name} of row {row} of a request are NaN or infinite: no policy acts on such")
+        images = self.images
+        if images is not None and not (images.dtype == np.uint8 and images.ndim == 6 and len(images) == len(keys)):
+            raise DataError(f"images of a request are uint8 of 6 axes, a row for each of {len(keys)} keys")
 
 
 def plan_request(batch: ChunkBatch, keys: Int[Tensor, " b"]) -> PlanRequest:

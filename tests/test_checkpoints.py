@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import stat
 import subprocess
 import sys
 
@@ -9,7 +10,18 @@ import pytest
 import torch
 from torch import nn
 
-from daps_robot.checkpoints import load_state, load_tensors, load_weights, owned_directory, save_state, save_tensors
+from daps_robot.checkpoints import (
+    before,
+    load_last_state,
+    load_state,
+    load_tensors,
+    load_weights,
+    owned_directory,
+    replace_state,
+    save_state,
+    save_tensors,
+)
+from daps_robot.config import save_json
 from daps_robot.errors import CheckpointError, RunDirectoryError
 
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor([True, False]), "c": torch.tensor(3)}
@@ -127,3 +139,63 @@ def test_a_directory_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunDirectoryError, match="file"), owned_directory(tmp_path / "file" / "run"):
         pass
+
+
+@pytest.mark.parametrize("save, load", [(save_tensors, load_tensors), (save_state, load_state)])
+def test_every_flipped_bit_is_noticed(tmp_path, save, load):
+    save(TENSORS, tmp_path / "file")
+    data = (tmp_path / "file").read_bytes()
+    for place in range(0, len(data), max(1, len(data) // 150)):
+        changed = bytearray(data)
+        changed[place] ^= 1 << place % 8
+        (tmp_path / "file").write_bytes(changed)
+        try:
+            assert same(load(tmp_path / "file"))  # a blank in a header, say
+        except CheckpointError as error:
+            assert "file is" in str(error)
+
+
+def test_files_of_before_there_were_checksums_are_read(tmp_path):
+    import safetensors.torch
+
+    safetensors.torch.save_file(TENSORS, tmp_path / "t")
+    torch.save(TENSORS, tmp_path / "s")
+    assert same(load_tensors(tmp_path / "t")) and same(load_state(tmp_path / "s"))
+    data = bytearray((tmp_path / "s").read_bytes())
+    data[data.find(TENSORS["a"].numpy().tobytes()) + 5] ^= 1
+    (tmp_path / "s").write_bytes(data)
+    with pytest.raises(CheckpointError, match="checksum"):
+        load_state(tmp_path / "s")
+
+
+def test_the_state_before_the_last_stands_in_for_a_damaged_one(tmp_path, capsys):
+    path = tmp_path / "state.pt"
+    for step in (1, 2, 3):
+        replace_state({"step": step}, path)
+    assert (load_last_state(path), load_state(before(path))) == ({"step": 3}, {"step": 2})
+    assert capsys.readouterr().out == ""
+    path.write_bytes(path.read_bytes()[:-20])
+    assert load_last_state(path) == {"step": 2}
+    assert "state.pt is missing or damaged: going on from the state before it, state.before.pt" in capsys.readouterr().out
+    before(path).write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"/state\.pt is not"):
+        load_last_state(path)
+
+
+def test_the_name_of_a_file_is_flushed_after_its_bytes(tmp_path, monkeypatch):
+    flushed, fsync = [], os.fsync
+
+    def spy(number):
+        flushed.append(stat.S_ISDIR(os.fstat(number).st_mode))
+        fsync(number)
+
+    monkeypatch.setattr(os, "fsync", spy)
+    for write in (lambda path: save_json({}, path), lambda path: save_state({}, path), lambda path: save_tensors(TENSORS, path)):
+        flushed.clear()
+        write(tmp_path / "file")
+        assert flushed == [False, True]
+
+
+def test_weights_of_another_type_are_refused(tmp_path):
+    with pytest.raises(CheckpointError, match=r"bias holds torch.float16, the model needs torch.float32"):
+        load_weights(nn.Linear(1, 1), {"weight": torch.ones(1, 1), "bias": torch.ones(1).half()}, tmp_path)

@@ -13,9 +13,11 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from daps_robot.commands.one_run import BUDGETS, PICTURES, BudgetName, OneRun
+from daps_robot.commands.piece_results import check_columns
 from daps_robot.commands.pieces import result_of, results_folder, save_results, start_process
 from daps_robot.commands.train_action_vae import ChunkTokenizerConfig
 from daps_robot.config import from_json, load_json, save_json
@@ -93,7 +95,8 @@ def run_variants(config: CompareEstimators, variants: Mapping[str, tuple[str, JS
     for done, job in enumerate(jobs):
         elapsed = time.perf_counter() - started
         print(f"[{done + 1}/{len(jobs)}] {job.label}, seed {job.seed}  ({elapsed / 60:.0f} min so far)", flush=True)
-        results.append(result_of(f"{ONE_RUN}:run_one_file", out / f"{job.label}-{job.seed}", job))
+        check_found = partial(check_columns, estimator=job.label, seed=job.seed)
+        results.append(result_of(f"{ONE_RUN}:run_one_file", out / f"{job.label}-{job.seed}", job, check=check_found))
     save_results(out, results)
     exploratory = config.preset in ("small", "test") or config.seeds < 3
     page = write_comparison(out, results, exploratory)

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from daps_robot.commands.distill_policy import fingerprint
+from daps_robot.commands.piece_results import Latencies
 from daps_robot.commands.pieces import readable, results_folder, save_results, start_process
 from daps_robot.commands.policy_pieces import VALIDATIONS
 from daps_robot.commands.policy_run import PIECES, LatencyJob, Learning, PolicyRun, Study, check_horizon, check_policy, run_policy
 from daps_robot.commands.rollout_env import study_env
-from daps_robot.config import load_json, save_json, to_json
+from daps_robot.config import from_json, load_json, save_json, to_json
 from daps_robot.data.catalog import dataset_name, fetch
 from daps_robot.data.demos import read_demos
 from daps_robot.errors import ConfigError
@@ -78,8 +79,14 @@ def latencies(out: Path, names: list[str], dataset: str) -> dict[str, dict[str, 
     path = out / "latency.json"
     models = {name: out / f"{name}-0" / "policy" / "model" for name in names}
     made = {name: fingerprint(model) for name, model in models.items()}
-    known = readable(path, path) if path.is_file() else {}
-    timed = known.get("fingerprints", {})
+    known: JSON = {"fingerprints": {}, "milliseconds": {}}
+    if path.is_file():
+        known = readable(path, path)
+        try:
+            from_json(Latencies, known, str(path))
+        except ConfigError as error:
+            raise ConfigError(f"{error}: delete {path} to measure anew") from error
+    timed = known["fingerprints"]
     if any(timed.get(name) != each for name, each in made.items()):
         job = LatencyJob(dataset, {name: str(model) for name, model in models.items()}, made)
         start_process(f"{PIECES}:latency_piece", out / "latency", job)

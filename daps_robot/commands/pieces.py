@@ -11,12 +11,14 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from daps_robot.atomic import put
 from daps_robot.commands.cli import errors_for_a_person
 from daps_robot.config import differences, load_json, save_json
 from daps_robot.errors import ConfigError, DapsRobotError
@@ -88,29 +90,43 @@ def _ended_with(child: subprocess.Popen[bytes]) -> Iterator[None]:
 def finished(folder: Path, job: Any) -> bool:
     """Whether the result of this very job lies in a folder.
 
+    Fields of a job with `made_of` in their metadata tell what it is made of, such as the weights of another piece.
+
     Raises:
         ConfigError: the result there is of another job.
     """
     if not (folder / "result.json").is_file():
         return False
-    changed = differences(load_json(folder / "job.json"), job)
-    if changed:
+    saved = readable(folder / "job.json", folder)
+    if changed := differences(saved, job):
+        parts = {field.name: field.metadata["made_of"] for field in fields(job) if "made_of" in field.metadata}
+        other = [words for name, words in parts.items() if any(text.startswith(f"{name}: ") for text in changed)]
+        if len(other) == len(changed):
+            raise ConfigError(
+                f"{folder} was made with another {other[0]} than is there now, trained anew or replaced since: "
+                f"delete {folder} to run this piece anew"
+            )
         raise ConfigError(f"{folder} holds a run with other settings ({'; '.join(changed[:3])}): choose another --name")
     return True
 
 
-def result_of(function: str, folder: Path, job: Any, *arguments: str) -> JSON:
+def result_of(function: str, folder: Path, job: Any, *arguments: str, check: Callable[[JSON], object]) -> JSON:
     """The result of a piece, run first if it is not there yet; arguments as those of `start_process`.
+
+    Args:
+        check: raises ConfigError for what is no result of such a piece.
 
     Raises:
         ConfigError: the result there is of another job, or one of the two is damaged.
     """
-    if (folder / "result.json").is_file():
-        for name in ("job.json", "result.json"):
-            readable(folder / name, folder)
     if not finished(folder, job):
         start_process(function, folder, job, *arguments)
-    return readable(folder / "result.json", folder)
+    found = readable(path := folder / "result.json", folder)
+    try:
+        check(found)
+    except ConfigError as error:
+        raise ConfigError(f"{path} is damaged ({error}): delete {folder} to run this piece anew") from error
+    return found
 
 
 def readable(path: Path, piece: Path) -> JSON:
@@ -131,9 +147,11 @@ def readable(path: Path, piece: Path) -> JSON:
 def save_results(out: Path, results: Sequence[JSON], more: Any = None) -> None:
     """results.csv, one row a run, and results.json, of the same rows or of what is given in their place."""
     save_json(list(results) if more is None else more, out / "results.json")
-    temporary = out / "results.csv.tmp"
-    with temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(results[0]))
-        writer.writeheader()
-        writer.writerows(results)
-    temporary.replace(out / "results.csv")
+
+    def write(temporary: Path) -> None:
+        with temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(results[0]))
+            writer.writeheader()
+            writer.writerows(results)
+
+    put(out / "results.csv", write)

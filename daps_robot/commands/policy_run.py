@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from daps_robot.commands.distill_policy import fingerprint
+from daps_robot.commands.piece_results import PolicyResult, TokenizerResult, check_outcomes
 from daps_robot.commands.pieces import result_of
 from daps_robot.commands.rollout_env import check_counts
 from daps_robot.commands.train_action_vae import ChunkTokenizerConfig, TrainActionVAE, check_table_options
 from daps_robot.commands.train_policy import TrainPolicy, policy_class
+from daps_robot.config import from_json
 from daps_robot.data.demos import DemoSet
 from daps_robot.errors import ConfigError, DataError
 from daps_robot.estimators.fitted import FITTED
@@ -108,7 +110,7 @@ class PolicyJob:
     seed: int
     learning: Learning
     codes: CodeSource
-    tokenizer: str | None
+    tokenizer: str | None = field(metadata={"made_of": "tokenizer"})
     keep: bool
 
 
@@ -126,7 +128,7 @@ class RolloutJob:
     """
 
     model: str | None
-    fingerprint: str
+    fingerprint: str = field(metadata={"made_of": "model"})
     env: str
     episodes: int
     max_steps: int | None
@@ -220,12 +222,12 @@ def run_policy(folder: Path, run: PolicyRun, workers: int | None) -> JSON:
     seconds, tokenizer_made = {}, None
     if predicts_codes(run.policy):
         job = TokenizerJob(run.policy, seed, learning, run.tokenizer)
-        seconds["tokenizer"] = piece("tokenizer_piece", folder / "tokenizer", job, run.dataset)["seconds"]
+        seconds["tokenizer"] = piece("tokenizer_piece", folder / "tokenizer", job, run.dataset, kind=TokenizerResult)["seconds"]
         tokenizer_made = fingerprint(folder / "tokenizer" / "model")
     source = "" if run.codes == "sampled" else f"-{run.codes}"
     place = f"policy{source}"
     to_train = PolicyJob(run.policy, seed, learning, run.codes, tokenizer_made, run.last is not None)
-    policy = piece("policy_piece", folder / place, to_train, run.dataset)
+    policy = piece("policy_piece", folder / place, to_train, run.dataset, kind=PolicyResult)
     seconds["policy"] = policy["seconds"]
     execute = run.execute or policy["execute"]
     executed = f"-e{run.execute}" if run.execute else ""
@@ -257,5 +259,13 @@ def run_policy(folder: Path, run: PolicyRun, workers: int | None) -> JSON:
     return result
 
 
-def piece(function: str, folder: Path, job: Any, *arguments: str) -> JSON:
-    return result_of(f"{PIECES}:{function}", folder, job, *arguments)
+def piece(function: str, folder: Path, job: Any, *arguments: str, kind: type | None = None) -> JSON:
+    """The result of a training, a `kind`, or of rollouts."""
+
+    def check(found: JSON) -> None:
+        if kind is None:
+            check_outcomes(found, job.episodes)
+        else:
+            from_json(kind, found, "result")
+
+    return result_of(f"{PIECES}:{function}", folder, job, *arguments, check=check)

@@ -1,15 +1,14 @@
 """A file of code sequences: safetensors with the codes, packed to as many bits as they need, and what decoding must know.
 
 Tensors, all of bytes: `names` (a JSON list; safetensors' metadata may not take more than 100 MB), `codes` (a row for each name)
-and `crc32` (of these two, little-endian). Written row by row and read in slices: of the codes, memory never holds many.
+and `crc32` (of the header's entries and these two, little-endian). Written row by row and read in slices: of the codes, memory
+never holds many.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,11 +18,12 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from safetensors import SafetensorError, safe_open
 
+from daps_robot.atomic import put
 from daps_robot.data.files import unreadable_named
 from daps_robot.data.hdf5 import short
 from daps_robot.errors import DataError
 
-FORMAT = "daps_robot/codes/2"
+FORMAT = "daps_robot/codes/3"
 MAX_VOCABULARY = 2**32
 _BLOCK = 2**24
 
@@ -48,6 +48,11 @@ class CodesHeader:
     def row_bytes(self) -> int:
         """Bytes of a packed sequence."""
         return -(-self.positions * code_bits(self.vocabulary) // 8)
+
+    @property
+    def crc(self) -> int:
+        """Checksum of all but the names, with which that of the file begins."""
+        return zlib.crc32(f"{self.tokenizer} {self.positions} {self.vocabulary}".encode())
 
     def check(self, where: str) -> None:
         """Raises DataError unless the sizes can be, and each name is one path below a folder, as it is written shortest."""
@@ -87,7 +92,7 @@ def unpack(rows: UInt8[np.ndarray, "b n"], positions: int, vocabulary: int) -> I
 
 
 def write_codes(path: Path, header: CodesHeader, blocks: Iterable[Int[np.ndarray, "b l"]]) -> None:
-    """Write a file of codes under a temporary name, then rename it.
+    """Write a file of codes, whole or not at all.
 
     Raises:
         DataError: it cannot be written, its names or codes cannot be, or the blocks hold more or fewer sequences than the header
@@ -96,13 +101,9 @@ def write_codes(path: Path, header: CodesHeader, blocks: Iterable[Int[np.ndarray
     header.check(str(path))
     names, rows = json.dumps(header.names).encode(), len(header.names)
     start = _start(header, len(names))
-    written, crc = 0, zlib.crc32(names)
-    temporary = None
-    try:
-        if path.is_dir():
-            raise DataError(f"{path} is a directory: give the name of a file to write")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
+
+    def write(temporary: Path) -> None:
+        written, crc = 0, zlib.crc32(names, header.crc)
         with temporary.open("wb") as file:
             file.write(start + names)
             for block in blocks:
@@ -111,17 +112,16 @@ def write_codes(path: Path, header: CodesHeader, blocks: Iterable[Int[np.ndarray
                 file.write(packed)
                 written, crc = written + len(block), zlib.crc32(packed, crc)
             file.write(crc.to_bytes(4, "little"))
-            file.flush()
-            os.fsync(file.fileno())
         if written != rows:
             raise DataError(f"{path}: {written} code sequences for {rows} names")
-        temporary.replace(path)
+
+    try:
+        if path.is_dir():
+            raise DataError(f"{path} is a directory: give the name of a file to write")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        put(path, write)
     except OSError as error:
         raise DataError(f"cannot write {path}: {error.strerror or short(error)}") from error
-    finally:
-        if temporary is not None:
-            with contextlib.suppress(OSError):  # which would hide the error that led here
-                temporary.unlink(missing_ok=True)
 
 
 def _start(header: CodesHeader, names_bytes: int) -> bytes:
@@ -185,7 +185,7 @@ class CodesFile:
                 f"{path}: codes of shape {shape} for {len(names)} names, {header.positions} positions and "
                 f"{header.vocabulary} values: the file is damaged; encode the pictures again"
             )
-        if self._crc(zlib.crc32(text)) != self.file.get_tensor("crc32").tobytes():
+        if self._crc(zlib.crc32(text, header.crc)) != self.file.get_tensor("crc32").tobytes():
             raise DataError(f"{path} is damaged (its checksum does not fit): copy it, or encode the pictures, again")
 
     def _crc(self, crc: int) -> bytes:

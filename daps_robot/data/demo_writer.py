@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ import h5py
 import numpy as np
 from jaxtyping import Float, Int
 
+from daps_robot.atomic import put
 from daps_robot.data.files import shown
 from daps_robot.data.hdf5 import short
 from daps_robot.errors import DataError
@@ -84,7 +84,7 @@ class DemoWriter:
                 leftover.unlink()
             note = self.folder / "settings.json"
             if not note.exists():
-                _put(note, lambda temporary: temporary.write_text(text))
+                put(note, lambda temporary: temporary.write_text(text))
             elif (before := note.read_text(errors="replace")) != text:
                 raise DataError(
                     f"{self.folder} holds an interrupted collection with other settings ({_difference(before, settings)}).\n"
@@ -125,9 +125,9 @@ class DemoWriter:
         """
         with self._writing():
             if episode is None:
-                _put(self.folder / f"{attempt:07d}.failed", lambda temporary: temporary.touch())
+                put(self.folder / f"{attempt:07d}.failed", lambda temporary: temporary.touch())
             else:
-                _put(self.folder / f"{attempt:07d}.hdf5", lambda temporary: _write_shard(temporary, episode))
+                put(self.folder / f"{attempt:07d}.hdf5", lambda temporary: _write_shard(temporary, episode))
 
     def finish(self, demos: int, valid_fraction: float, env_args: JSON) -> int:
         """Makes the file from the first successful attempts, and removes the folder.
@@ -150,7 +150,7 @@ class DemoWriter:
         for shard in shards:
             _check_shard(shard, self.folder)
         with self._writing():
-            _put(self.path, lambda temporary: _assemble(temporary, shards, names, valid_fraction, env_args, self._settings))
+            put(self.path, lambda temporary: _assemble(temporary, shards, names, valid_fraction, env_args, self._settings))
             shutil.rmtree(self.folder)
             self.close()
         with h5py.File(self.path, "r") as file:
@@ -205,22 +205,9 @@ def put_whole(path: Path, write: Callable[[Path], object]) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _put(path, write)
+        put(path, write)
     except (OSError, RuntimeError) as error:  # h5py raises both where the disk is full
         raise DataError(f"{path} cannot be written ({short(error)}); free some space, or choose another place.") from error
-
-
-def _put(target: Path, write: Callable[[Path], object]) -> None:
-    """Writes a file beside its place, flushes it to disk and moves it there."""
-    temporary = target.with_name(f"{target.name}.tmp")
-    try:
-        write(temporary)
-        with temporary.open("rb+") as stream:
-            os.fsync(stream.fileno())
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _write_shard(path: Path, episode: Episode) -> None:
@@ -285,4 +272,4 @@ def _difference(before: str, settings: JSON) -> str:
     if not isinstance(old, dict):
         return "its settings.json is damaged"
     changed = [key for key in sorted({*old, *settings}) if old.get(key) != settings.get(key)]
-    return "; ".join(f"{key}: {old.get(key)} then, {settings.get(key)} now" for key in changed)
+    return "; ".join(f"{key[:100]}: {old.get(key)!s:.100} then, {settings.get(key)!s:.100} now" for key in changed[:5])

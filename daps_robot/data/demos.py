@@ -30,7 +30,18 @@ from jaxtyping import UInt8
 from daps_robot.data.cameras import OBJECT_KEY, cameras_in, check_cameras, image_key, read_pictures
 from daps_robot.data.demo_checks import asked_keys, check_bytes, check_finite, natural, split_names
 from daps_robot.data.env_args import env_differences, named_env, rate_of
-from daps_robot.data.hdf5 import check_printable, damage_named, listing, members, open_file, refuse_link, short, subgroup, suggest
+from daps_robot.data.hdf5 import (
+    bytes_of,
+    check_printable,
+    damage_named,
+    listing,
+    members,
+    open_file,
+    refuse_link,
+    short,
+    subgroup,
+    suggest,
+)
 from daps_robot.data.lerobot_info import is_lerobot
 from daps_robot.errors import DataError
 from daps_robot.types import JSON, Demo
@@ -240,9 +251,9 @@ class _DemoReader:
         declared = 0
         for name in self.names:
             for where in ("actions", *(f"obs/{key}" for key in (*self.obs_keys, *map(image_key, self.cameras)))):
-                declared += self._dataset(name, where).nbytes
+                declared += bytes_of(self._dataset(name, where))
             if "states" in self.data[name]:
-                declared += self._dataset(name, "states").nbytes
+                declared += bytes_of(self._dataset(name, "states"))
         check_bytes(self.path, declared, self.path.stat().st_size)
 
     def read(self, name: str) -> Demo:
@@ -264,7 +275,7 @@ class _DemoReader:
     def images(self, name: str, cameras: Sequence[str], steps: int) -> dict[str, UInt8[np.ndarray, "t height width 3"]]:
         """What cameras saw of one demonstration of so many steps."""
         sets = {camera: self._dataset(name, f"obs/{image_key(camera)}") for camera in cameras}
-        check_bytes(self.path, sum(dataset.nbytes for dataset in sets.values()), self.path.stat().st_size)
+        check_bytes(self.path, sum(map(bytes_of, sets.values())), self.path.stat().st_size)
         what = f"{self.path}: {name}"
         return {camera: read_pictures(found, what, camera, (steps, *self.there[camera])) for camera, found in sets.items()}
 
@@ -341,7 +352,7 @@ def _read_mask(path: Path, mask: Any, split: str, names: Sequence[str]) -> tuple
         raise DataError(f"{path}: '{where}' is not a list of names such as demo_0.")
     if len(dataset) > len(names):
         raise DataError(f"{path}: '{where}' lists {len(dataset)} demonstrations, but the file has {len(names)}.")
-    check_bytes(path, dataset.nbytes, path.stat().st_size)
+    check_bytes(path, bytes_of(dataset), path.stat().st_size)
     listed = [name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in dataset[()]]
     if absent := sorted(set(listed) - set(names), key=natural):
         raise DataError(f"{path}: '{where}' names {absent[0]}, which is not in the file. {suggest(absent[0], names)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,6 +60,12 @@ def refuse_link(path: Path, group: h5py.Group, name: str, where: str) -> None:
     if not isinstance(link, h5py.HardLink):
         target = f"{link.filename}:{link.path}" if isinstance(link, h5py.ExternalLink) else link.path
         raise DataError(f"{path}: '{where}' is a link to {target}; links are not followed, copy the data into the file.")
+
+
+def bytes_of(dataset: h5py.Dataset) -> int:
+    """The memory that reading a data set takes: that of its values, or of a chunk, which may be larger and is unpacked whole."""
+    values, chunk = math.prod(dataset.shape), math.prod(dataset.chunks or (0,))
+    return max(values, chunk) * dataset.dtype.itemsize
 
 
 def check_printable(path: Path, name: str) -> None:

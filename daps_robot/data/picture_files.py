@@ -15,7 +15,7 @@ import numpy as np
 
 from daps_robot.data.decode import MAX_BYTES, PictureDecoder
 from daps_robot.data.files import shown, unreadable_named
-from daps_robot.data.hdf5 import damage_named, open_file, refuse_link, short, subgroup, suggest
+from daps_robot.data.hdf5 import bytes_of, damage_named, open_file, refuse_link, short, subgroup, suggest
 from daps_robot.data.pictures import SKIP, EncodedPictures, check_labels, digest, label_by_name, numbered_classes
 from daps_robot.errors import DataError
 
@@ -41,7 +41,7 @@ class JpegPictures(EncodedPictures):
             offset = self._integers(file, "offset")
             label = self._integers(file, "label") if "label" in file[group] else None
             pictures, stored = len(offset) - 1, path.stat().st_size
-            declared = data.nbytes + offset.nbytes + (label.nbytes if label is not None else 0)
+            declared = sum(bytes_of(each) for each in (data, offset, label) if each is not None)
             if declared > max(_UNSUSPICIOUS_BYTES, _MAX_COMPRESSION * stored) or pictures * _SMALLEST_PICTURE > stored:
                 raise DataError(
                     f"{self.where}: declares {pictures} pictures of {declared / 2**20:.0f} MiB in a file of "

@@ -18,7 +18,8 @@ from daps_robot.data.hdf5 import short
 from daps_robot.data.normalize import Scaler
 from daps_robot.errors import CheckpointError, ConfigError
 from daps_robot.models.pretrained import find_model, load_pretrained, restore, save_pretrained
-from daps_robot.models.vision import Images, PictureFrontEndConfig, check_cameras_seen, front_end_for, on_device, picture_size
+from daps_robot.models.requests import answered, observed
+from daps_robot.models.vision import Images, PictureFrontEndConfig, check_cameras_seen, front_end_for, picture_size
 from daps_robot.types import ChunkBatch, PlanRequest
 
 
@@ -161,9 +162,14 @@ class ImitationPolicy(Acting, nn.Module, ABC):
         return self.action_scaler.denormalize(self.sample(self.scaler.normalize(observations), keys, *pictures))
 
     def plan(self, request: PlanRequest) -> Float[np.ndarray, "b h a"]:
-        """Action chunks in the environment's units; see `daps_robot.types.Policy`."""
-        observations, images = on_device(request, self.scaler.shift.device)
-        return self.chunks(observations, request.keys, images).cpu().numpy()
+        """Action chunks in the environment's units; see `daps_robot.types.Policy`.
+
+        Raises:
+            ConfigError: the observations are not of the shape that this policy was made for.
+            DataError: they are too large to be reckoned with.
+        """
+        observations, images = observed(self, request)
+        return answered(self.chunks(observations, request.keys, images))
 
     def save_pretrained(self, directory: Path) -> None:
         """Write everything that acting needs."""

@@ -25,9 +25,10 @@ from daps_robot.models.code_model import CodeModel, CodeModelConfig, EmbeddingHe
 from daps_robot.models.decoders import ChunkDecoderConfig
 from daps_robot.models.frontends import ChunkFrontEndConfig, ObservationFrontEnd, ObservationFrontEndConfig
 from daps_robot.models.pretrained import find_model, load_pretrained, restore, save_pretrained
+from daps_robot.models.requests import answered, check_finite, observed
 from daps_robot.models.sampling import beam, expected_embedding, greedy, sample
 from daps_robot.models.tokenizer import Tokenizer, TokenizerConfig
-from daps_robot.models.vision import Images, check_cameras_seen, on_device, picture_size
+from daps_robot.models.vision import Images, check_cameras_seen, picture_size
 from daps_robot.types import PlanRequest
 
 
@@ -233,6 +234,8 @@ class LatentPolicy(Acting, nn.Module):
         """One code sequence per observation, as `codes` has it, and the action chunk; observations and chunk in the
         environment's units."""
         tokenizer, tokens, decoding = self.tokenizer, self.observe(observations, images), self.config.decoding
+        if not torch.compiler.is_compiling():  # a graph cannot raise; an exported policy looks at what comes out
+            check_finite(tokens)
         memory = self.code_model.prepare(tokens)
         if isinstance(tokenizer, Tokenizer):
             if decoding.method == "expected":
@@ -257,9 +260,14 @@ class LatentPolicy(Acting, nn.Module):
 
     @torch.inference_mode()  # a tenth less of the time than no_grad
     def plan(self, request: PlanRequest) -> Float[np.ndarray, "b h a"]:
-        """Action chunks in the environment's units; see `daps_robot.types.Policy`."""
-        observations, images = on_device(request, self.scaler.shift.device)
-        return self.chunks(observations, request.keys, images).cpu().numpy()
+        """Action chunks in the environment's units; see `daps_robot.types.Policy`.
+
+        Raises:
+            ConfigError: the observations are not of the shape that this policy was made for.
+            DataError: they are too large to be reckoned with.
+        """
+        observations, images = observed(self, request)
+        return answered(self.chunks(observations, request.keys, images))
 
     def with_decoding(self, decoding: DecodingConfig) -> LatentPolicy:
         """A policy with the same weights (shared, not copied) and another decoding."""

@@ -6,12 +6,15 @@ JSON, neither of which can run code.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from daps_robot.checkpoints import load_tensors, load_weights, save_tensors, write_atomically
 from daps_robot.config import from_json, load_json, save_json, to_json
@@ -22,6 +25,11 @@ from daps_robot.models.card import model_card
 VERSION = 1
 FILES = ("config.json", "model.safetensors")
 HUB_ID = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?", re.ASCII)
+
+SLACK = 2**22
+"""Numbers that a model of a few weights may need besides them, such as tables that are computed."""
+
+_MAKERS = ("empty", "zeros", "ones", "full", "rand", "randn", "randint", "arange", "linspace", "eye")
 C = TypeVar("C")
 M = TypeVar("M", bound=nn.Module)
 
@@ -110,12 +118,30 @@ def load_pretrained(cls: type[C], kind: str, directory: Path) -> tuple[C, dict[s
             raise CheckpointError(f"{path} describes {str(found)[:60]!r}, not a {kind}: give the directory of a trained {kind}")
         if values.get("version") != VERSION:
             raise CheckpointError(
-                f"{path} has format version {values.get('version')}, this daps_robot reads {VERSION}: update daps_robot"
+                f"{path} has format version {values.get('version')!r:.40}, this daps_robot reads {VERSION}: update daps_robot"
             )
         config = from_json(cls, values.get("config", {}), str(path))
     except ConfigError as error:
         raise CheckpointError(str(error)) from error
     return config, load_tensors(path.with_name("model.safetensors"))
+
+
+class AtMost(TorchFunctionMode):
+    """Within, new tensors may have so many numbers in all: what a configuration asks for is refused before memory is taken."""
+
+    def __init__(self, numbers: int) -> None:
+        super().__init__()
+        self.left = numbers
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in _MAKERS:
+            first = args[0] if args else kwargs.get("size", ())
+            size = first if isinstance(first, tuple | list) else [n for n in args if isinstance(n, int)]
+            self.left -= max(size, default=0) if func is torch.arange else math.prod(size)
+            if self.left < 0:
+                raise ConfigError("its networks would be far larger than the weights beside it")
+        return func(*args, **kwargs)
 
 
 def restore(build: Callable[[], M], tensors: dict[str, Tensor], directory: Path) -> M:
@@ -126,8 +152,9 @@ def restore(build: Callable[[], M], tensors: dict[str, Tensor], directory: Path)
     """
     weights = Path(directory) / "model.safetensors"
     try:
-        module = build()
-    except (ConfigError, RuntimeError, ValueError, TypeError, OverflowError) as error:
+        with AtMost(SLACK + 4 * sum(tensor.numel() for tensor in tensors.values())):
+            module = build()
+    except (ConfigError, RuntimeError, ValueError, TypeError, ArithmeticError) as error:
         raise CheckpointError(
             f"{weights.with_name('config.json')} describes no model that can be built: {short(error)}"
         ) from error

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from daps_robot import parallel
 from daps_robot.data.chunks import ChunkDataset
 from daps_robot.errors import ConfigError
-from daps_robot.types import PlanRequest
 
 Images = UInt8[Tensor, "b n c height width 3"] | None
 """What cameras saw beside a batch of observation histories, for a policy that has some."""
@@ -77,12 +76,6 @@ def front_end_for(data: ChunkDataset) -> PictureFrontEndConfig | None:
         return None
     _, height, width, _ = data.pictures[0][0].shape
     return PictureFrontEndConfig(len(data.cameras), height, width)
-
-
-def on_device(request: PlanRequest, device: torch.device) -> tuple[Float[Tensor, "b n o"], Images]:
-    """What a policy is to plan from, observations and pictures, as tensors there."""
-    images = None if request.images is None else torch.from_numpy(request.images).to(device)
-    return torch.from_numpy(request.observations).to(device), images
 
 
 class PlaceReader(nn.Module):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from html import escape
 from pathlib import Path
 
+from daps_robot.atomic import put
 from daps_robot.errors import RunDirectoryError
 from daps_robot.report.run import Run
 
@@ -23,10 +24,8 @@ def write_document(path: Path, title: str, body: Iterable[str], css: str) -> Pat
         '<meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,">'
         f"<style>{css}</style></head>\n<body>{chr(10).join(body)}</body></html>\n"
     )
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        put(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     except OSError as error:
         raise RunDirectoryError(f"cannot write {path}: {error.strerror}") from error
     return path

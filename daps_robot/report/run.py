@@ -100,7 +100,11 @@ def read_run(out: Path) -> Run:
     if not isinstance(report, dict):
         raise RunDirectoryError(f"{path} holds no report: run scripts/evaluate.py again")
     bare = Run(out, report, Metrics(out), Metrics(out), (), ())
-    listed = [out / "videos" / Path(str(name)).name for name in bare.get("rollouts.videos", [])]
+    records = bare.get("rollouts.records", [])
+    if not isinstance(records, list) or not all(isinstance(record, dict) and "success" in record for record in records):
+        raise RunDirectoryError(f"{path}: rollouts.records is no list of episodes: run scripts/evaluate.py again")
+    names = videos if isinstance(videos := bare.get("rollouts.videos", []), list) else []
+    listed = [out / "videos" / Path(str(name)).name for name in names]
     return Run(
         out,
         report,
@@ -117,7 +121,9 @@ def policy_directory(run: Run) -> Path:
     named, tokenizer = run.get("configuration.evaluate.policy"), run.get("configuration.policy.tokenizer")
     beside = run.out / "policy"
     here = [run.out] if (run.out / "model").is_dir() else []
-    candidates = [*([Path(named)] if named else []), *here, beside, *([Path(tokenizer).parent / "policy"] if tokenizer else [])]
+    named_run = [Path(named)] if isinstance(named, str) else []
+    beside_tokenizer = [Path(tokenizer).parent / "policy"] if isinstance(tokenizer, str) else []
+    candidates = [*named_run, *here, beside, *beside_tokenizer]
     return next((path for path in candidates if path.exists()), beside)
 
 

@@ -23,7 +23,7 @@ from daps_robot.errors import ConfigError, SimulationError
 from daps_robot.rollout.results import EpisodeRecord, Evaluation, Seconds
 from daps_robot.rollout.simulation import Layout, find_spec, with_cameras
 from daps_robot.rollout.threads import torch_threads
-from daps_robot.rollout.vector import Round, SlotPool, admit_actions, worker_count
+from daps_robot.rollout.vector import Round, SlotPool, admit_actions, admit_observations, worker_count
 from daps_robot.rollout.video import film_outcomes
 from daps_robot.rollout.worker import Task
 from daps_robot.types import PlanRequest, Policy
@@ -77,7 +77,7 @@ def evaluate(
     Raises:
         ConfigError: for settings that cannot work.
         SimulationError: for an environment that is not to be had, does not fit the policy, or fails; a worker that
-            dies; an action that is not finite.
+            dies; an observation or an action that is not finite.
     """
     if not 1 <= execute <= policy.horizon:
         raise ConfigError(f"execute={execute} does not fit the policy's chunks of {policy.horizon} steps; take 1 to h")
@@ -214,8 +214,10 @@ def play(pool: SlotPool, policy: Policy, task: Task, progress: bool) -> Ledger:
                     continue
                 group.now, keys = now, plan_keys(now.episode, ledger.plans[now.slots])
                 ledger.note_request(now)
+                observations = admit_observations(now, ledger.length[now.slots], pool.layout, task)
+                request = PlanRequest(observations, keys, now.expert, now.images)
                 start = perf_counter()
-                chunks = np.asarray(policy.plan(PlanRequest(now.observations, keys, now.expert, now.images)))
+                chunks = np.asarray(policy.plan(request))
                 ledger.policy_seconds += perf_counter() - start
                 expected = (len(now.slots), task.horizon, len(pool.layout.low))
                 if chunks.shape != expected:

@@ -149,6 +149,31 @@ class SlotPool:
         self.close()
 
 
+def admit_observations(playing: Round, done: Int[np.ndarray, " S"], layout: Layout, task: Task) -> Float[np.ndarray, "S n o"]:
+    """What the environments showed, for a policy to plan from; zeros in a finished slot whose last observation was not finite.
+
+    Args:
+        playing: the round.
+        done: as `admit_actions` takes it.
+        layout: the sizes of the observations.
+        task: what is played.
+
+    Raises:
+        SimulationError: for a value that is not finite, naming its key, episode and step.
+    """
+    finite = np.isfinite(playing.observations).all(axis=(1, 2))
+    if (broken := playing.active & ~finite).any():
+        slot = int(broken.argmax())
+        column = int(np.argwhere(~np.isfinite(playing.observations[slot]))[0, 1])
+        ends = np.cumsum([layout.obs_dims[key] for key in task.obs_keys])
+        key = task.obs_keys[int(np.searchsorted(ends, column, side="right"))]
+        raise SimulationError(
+            f"{task.spec.id} shows NaN or infinity in '{key}', in episode {playing.episode[slot]} at step {done[slot]}: "
+            "no policy acts on such; is the simulation unstable?"
+        )
+    return playing.observations if finite.all() else np.where(finite[:, None, None], playing.observations, np.float32(0))
+
+
 def admit_actions(
     chunks: Float[np.ndarray, "S h a"], playing: Round, done: Int[np.ndarray, " S"], layout: Layout, execute: int
 ) -> tuple[Float[np.ndarray, "S e a"], Bool[np.ndarray, "S e a"]]:

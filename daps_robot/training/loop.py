@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from daps_robot import parallel
-from daps_robot.checkpoints import forget_checkpoints, keep_checkpoint, load_state, save_state
+from daps_robot.checkpoints import before, forget_checkpoints, keep_checkpoint, load_last_state, replace_state
 from daps_robot.config import save_json
+from daps_robot.data.hdf5 import short
 from daps_robot.errors import CheckpointError, ConfigError, DapsRobotError, DataError
 from daps_robot.estimators.base import Loss
 from daps_robot.training.logger import MetricLogger
@@ -33,6 +34,9 @@ from daps_robot.training.stream import Batches, batches, dead_worker, step_seed
 
 NO_STEP = 2**40
 """In place of a step, for noise that belongs to none."""
+
+STATE_VERSION = 1
+"""Of what a state holds; those written before there were versions count as the first."""
 
 
 @dataclass
@@ -47,6 +51,14 @@ class Progress:
     skipped: int = 0
     skipped_in_a_row: int = 0
     finished: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for what no run has come to, such as a damaged file may say."""
+        for field in fields(self):
+            value, kind = getattr(self, field.name), type(field.default)
+            fits = type(value) in ((int, float) if kind is float else (kind,))
+            if not fits or (type(value) is int and not (0 if kind is int else -(2**53)) <= value < 2**53):
+                raise ValueError(f"{field.name} {value!r:.40}")
 
 
 class Training:
@@ -103,18 +115,18 @@ class Training:
                     self.save()
                     parallel.wait_for_all()  # the first to leave makes the others' launcher end them
                     raise KeyboardInterrupt(f"stopped at step {progress.step}; state saved in {self.directory}")
+            self.save()
         except DataError:
             if parallel.world_size() == 1:
                 self.save()
             raise
         except RuntimeError as error:
-            raise dead_worker(error, config.workers) or error from None
+            raise dead_worker(error, config.workers) or parallel.died(error) or error from None
         finally:
             stream.close()  # its processes end with it
             bar.close()
             if self.logger is not None:
                 self.logger.close()
-        self.save()
 
     def step(self, batch: Any, rows: slice) -> None:
         """One optimiser step on a batch, of which these are the rows of this process."""
@@ -157,7 +169,7 @@ class Training:
             names = [name for name, gradient in gradients if not gradient.isfinite().all()]
             raise DapsRobotError(
                 f"{progress.skipped_in_a_row} steps in a row had a non-finite loss or gradient "
-                f"(first in {names[0] if names else 'the loss'}): lower the learning rate or check the data"
+                f"(first in {f'the gradient of {names[0]}' if names else 'the loss'}): lower the learning rate or check the data"
             )
 
     def log_means(self) -> None:
@@ -199,32 +211,49 @@ class Training:
 
     def save(self) -> None:
         self.interval.share(self.fabric.device)
-        if not parallel.is_main():
+        if self.logger is None:  # another process writes
             return
+        self.logger.flush()  # what was logged before a state must be there wherever the state is
         state = {
+            "version": STATE_VERSION,
             "model": self.objective.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "average": None if self.average is None else self.average.average,
             "progress": vars(self.progress),
             "interval": vars(self.interval),
         }
-        save_state(state, self.directory / "state.pt")
+        replace_state(state, path := self.directory / "state.pt")
+        if self.progress.finished:
+            before(path).unlink(missing_ok=True)
 
     def load(self) -> None:
         path = self.directory / "state.pt"
-        state = load_state(path)
+        state = load_last_state(path)
+        if isinstance(state, dict) and state.get("version", STATE_VERSION) != STATE_VERSION:
+            raise CheckpointError(
+                f"{path} has version {short(ValueError(state['version']))}, this daps_robot goes on from {STATE_VERSION}: "
+                "resume it with the daps_robot that began it"
+            )
         try:
             self.objective.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            own = self.optimizer.state_dict()["param_groups"]  # the settings are those of config.json
+            self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": own})
+            for parameter, moments in self.optimizer.state.items():
+                found = {name: moment.shape for name, moment in moments.items()}
+                if found != {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}:
+                    raise ValueError("moments of another parameter or optimiser")
             if self.average is not None:
                 for own, saved in zip(self.average.average, state["average"], strict=True):
-                    own.copy_(saved)
+                    own.copy_(saved.view(own.shape))
             progress = Progress(**state["progress"])
-            if not all(isinstance(progress.__dict__[name], int) and progress.__dict__[name] >= 0 for name in ("step", "skipped")):
-                raise ValueError("no such step")
+            sums, counts = state["interval"]["sums"], state["interval"]["counts"]
+            if sums.keys() != counts.keys() or not all(
+                total.shape == () and 0 < counts[name] < 2**53 for name, total in sums.items()
+            ):
+                raise ValueError("no such means")
             vars(self.progress).update(vars(progress))
-            vars(self.interval).update(state["interval"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            self.interval.sums, self.interval.counts = sums, counts
+        except (ConfigError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"{path} is not the training state of this run: start anew with --overwrite") from error
 
 

@@ -82,11 +82,14 @@ def set_learning_rates(optimizer: torch.optim.Optimizer, scale: float) -> None:
 
 
 def clip_gradients(config: OptimizerConfig, optimizer: torch.optim.Optimizer) -> Tensor:
-    """Clip the scheduled groups' gradients in place; returns their global norm before clipping."""
+    """Clip the scheduled groups' gradients in place; returns their norm before clipping, NaN if any other is not finite."""
     parameters = [p for group in optimizer.param_groups if group["scheduled"] for p in group["params"] if p.grad is not None]
     gradients = [p.grad for p in parameters]
     norms = torch._foreach_norm(gradients)
     total = torch.stack(norms).norm()
+    own = [p.grad for group in optimizer.param_groups if not group["scheduled"] for p in group["params"] if p.grad is not None]
+    if own:
+        total = total + 0 * torch.stack(torch._foreach_norm(own)).norm()
     if not total.isfinite():
         return total  # the step is skipped; the gradients stay, to tell which of them is at fault
     if config.clip == "norm":

@@ -182,6 +182,7 @@ def evaluate_tokenizer(
                 decibels -= 10 * mean_squared_error(x, again, mask).clamp(min=1e-12).log10().sum()
         low, high = min(low, float(x.min())), max(high, float(x.max()))
     low, high = -parallel.largest([-low], device)[0], parallel.largest([high], device)[0]
+    sums = parallel.with_names_of_all(sums, device)
     for total in (*sums.values(), counts, squares, of_prefixes, steps, decibels):
         parallel.sum_over_ranks(total)
     result = {name: float(total) / n for name, total in sums.items()}

@@ -22,10 +22,10 @@ from daps_robot.training.objective import Objective, TrainerConfig
 from daps_robot.training.stream import Batches
 
 RUN_FILES = (
-    *("config.json", "state.pt", "best.json", "metrics.jsonl", "timing.json"),
+    *("state.pt", "state.before.pt", "best.json", "metrics.jsonl", "timing.json"),
     *("report.json", "report.html", "examples.png"),
 )
-"""What a run and the command around it write, beside model/, checkpoints/ and tensorboard/."""
+"""What a run and the command around it write, beside config.json, model/, checkpoints/ and tensorboard/."""
 
 
 class Trainer:
@@ -59,7 +59,7 @@ class Trainer:
                 self.claim(resume, overwrite)
             parallel.wait_for_all()
             training = Training(self.config, self.directory, fabric, objective)
-            if resume and (self.directory / "state.pt").is_file():
+            if resume and any((self.directory / name).is_file() for name in ("state.pt", "state.before.pt")):
                 training.load()
             at = float(training.progress.step)
             if parallel.largest([at, -at], fabric.device) != [at, -at]:
@@ -107,6 +107,7 @@ class Trainer:
                 (self.directory / name).unlink(missing_ok=True)
             for name in ("model", "checkpoints", "tensorboard"):
                 shutil.rmtree(self.directory / name, ignore_errors=True)
+            path.unlink()  # last: by it the directory is known as a run's, wherever this is interrupted
         if resume and path.is_file() and self._holds_results():
             found = load_json(path)
             if not isinstance(found, dict):
@@ -117,6 +118,8 @@ class Trainer:
                     f"{self.directory} was started with other settings ({'; '.join(changed[:5])}): "
                     "give the same ones, or --overwrite"
                 )
+        elif not path.is_file() and self._holds_results():
+            raise RunDirectoryError(f"{self.directory} holds a run without its {path.name}: put it back, or choose another --out")
         elif path.is_file() and not resume and self._holds_results():
             raise RunDirectoryError(f"{self.directory} already holds a run: use --resume, --overwrite or another --out")
         try:

@@ -277,6 +277,10 @@ BAD_FILES = {
         declared("data/demo_1/actions", (10**8, 7), chunks=(10**5, 7), compression="gzip"),
         "MiB in a file of",
     ),
+    "a chunk larger than its values": (
+        declared("data/demo_1/actions", (13, 7), maxshape=(None, None), chunks=(2**14, 2**12), compression="gzip"),
+        "MiB in a file of",
+    ),
     "values in another file": (
         declared("data/demo_1/actions", (13, 7), external=[("/dev/zero", 0, h5py.h5f.UNLIMITED)]),
         "another file",

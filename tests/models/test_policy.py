@@ -8,7 +8,7 @@ import torch
 from tiny import TRANSFORMER, all_sequences, make_policy, make_tokenizer, tokenizer_config
 
 from daps_robot.data.normalize import Scaler
-from daps_robot.errors import CheckpointError, ConfigError
+from daps_robot.errors import CheckpointError, ConfigError, DataError
 from daps_robot.models.bins import BinsTokenizerConfig
 from daps_robot.models.code_model import CodeModelConfig
 from daps_robot.models.frontends import ObservationFrontEndConfig
@@ -61,6 +61,42 @@ def test_a_plan_depends_on_its_own_row_alone(decoding):
         mixed = PlanRequest(others.observations.copy(), others.keys.copy())
         mixed.observations[row], mixed.keys[row] = asked.observations[row], asked.keys[row]
         np.testing.assert_allclose(policy.plan(mixed)[row], plans[row], atol=1e-5)
+
+
+@all_methods
+def test_no_policy_acts_on_what_is_not_finite(decoding):
+    policy, asked = make_policy(decoding), request()
+    for value in (np.nan, np.inf, -np.inf):
+        asked.observations[3, 1, 2] = value
+        with pytest.raises(DataError, match="observations of row 3 of a request are NaN or infinite"):
+            PlanRequest(asked.observations, asked.keys)
+    with pytest.raises(DataError, match="row 3 of the request overflows"):
+        policy.plan(asked)  # an array that was changed since
+    asked.observations[3, 1, 2] = 3e38
+    with pytest.raises(DataError, match=r"row 3 of the request overflows.*far outside"):
+        policy.plan(PlanRequest(asked.observations, asked.keys))
+
+
+@pytest.mark.parametrize(
+    "observations, keys, words",
+    [
+        (np.zeros((2, 2, 5)), np.arange(2), "float64"),
+        (np.zeros((2, 5), np.float32), np.arange(2), r"\(2, 5\)"),
+        (np.zeros((3, 2, 5), np.float32), np.arange(2), "each of 2 keys"),
+        (np.zeros((0, 2, 5), np.float32), np.arange(0), "one a row"),
+        (np.zeros((2, 2, 5), np.float32), np.arange(2) - 1, "at least 0"),
+        (np.zeros((2, 2, 5), np.float32), np.arange(2.0), "whole numbers"),
+        ([[[0.0]]], np.arange(1), "list"),
+    ],
+)
+def test_requests_are_checked(observations, keys, words):
+    with pytest.raises(DataError, match=words):
+        PlanRequest(observations, keys)
+
+
+def test_another_shape_than_a_policy_was_made_for_is_named():
+    with pytest.raises(ConfigError, match=r"plans from 2 observations of 5 values \(state\), not from 1 of 6"):
+        make_policy().plan(PlanRequest(np.zeros((2, 1, 6), np.float32), np.arange(2)))
 
 
 def test_sampled_plans_are_keyed_by_their_numbers():

@@ -151,6 +151,11 @@ def damage(directory, file, change):
         ("config.json", lambda data: data.replace(b'"vocabulary"', b'"vocabularies"'), "Did you mean 'vocabulary'"),
         ("config.json", lambda data: data.replace(b'"vocabulary": 16', b'"vocabulary": "16"'), "codes.vocabulary"),
         ("config.json", lambda data: data.replace(b'"vocabulary": 16', b'"vocabulary": 1'), "cannot hold a bit"),
+        (
+            "config.json",
+            lambda data: data.replace(b'"vocabulary": 16', b'"vocabulary": 9000000000'),
+            "far larger than the weights",
+        ),
         ("config.json", lambda data: data.replace(b'"heads": 2', b'"heads": 3'), "heads"),
         ("config.json", lambda data: data.replace(b'"width": 16', b'"width": -16'), "width"),
     ],

@@ -104,7 +104,7 @@ def test_policies_see_learn_and_are_saved(kind, tmp_path):
     assert (again.cameras, again.picture_size) == (("front", "wrist"), policy.picture_size)
     assert np.array_equal(again.plan(request), plans)
     blind = plan_request(data.gather(index)._replace(images=None), index)
-    with pytest.raises(ConfigError, match="this policy sees pictures"):
+    with pytest.raises(ConfigError, match="pictures of front, wrist, the request has none"):
         policy.plan(blind)
     turned = request.images.copy()
     turned[3] = 255 - turned[3]

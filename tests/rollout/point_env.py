@@ -26,7 +26,7 @@ class PointExpert:
 
 
 class PointEnv(gym.Env):
-    """`fault` at step `fault_step` of the episode seeded `fault_seed` breaks it: "raise", "kill", "exit" or "mute".
+    """`fault` at step `fault_step` of the episode seeded `fault_seed` breaks it: "raise", "kill", "exit", "mute" or "nan".
 
     With `score`, it reports one: 1 for success, and up to that number, by the distance, without.
     """
@@ -69,6 +69,8 @@ class PointEnv(gym.Env):
                 os.kill(os.getpid(), signal.SIGKILL)
             if self.fault == "exit":
                 os._exit(3)
+            if self.fault == "nan":
+                self.goal[1] = np.nan
         if self.step_seconds:
             time.sleep(self.step_seconds)
         print("a chatty simulator")  # must not disturb the messages of a worker

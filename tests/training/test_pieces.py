@@ -6,17 +6,25 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 
-from daps_robot.commands.pieces import result_of, save_results
+from daps_robot.commands.piece_results import NUMBERS, Latencies, PolicyResult, check_columns, check_outcomes
+from daps_robot.commands.pieces import result_of as checked_result_of
+from daps_robot.commands.pieces import save_results
+from daps_robot.config import from_json
 from daps_robot.errors import ConfigError, DapsRobotError
 
 
 @dataclass(frozen=True)
 class Job:
     value: int = 3
+    weights: str = field(default="ab", metadata={"made_of": "tokenizer"})
+
+
+def result_of(function, folder, job, *arguments, check=lambda found: None):
+    return checked_result_of(function, folder, job, *arguments, check=check)
 
 
 PIECE = """
@@ -105,3 +113,37 @@ def test_results_are_saved_by_rows(tmp_path):
     assert json.loads((tmp_path / "results.json").read_text())[1] == {"a": 2, "b": 0.5}
     save_results(tmp_path, [{"a": 1}], {"everything": Job()})
     assert json.loads((tmp_path / "results.json").read_text())["everything"]["value"] == 3
+
+
+def test_a_piece_made_of_something_else_says_of_what(tmp_path):
+    result_of("a_piece:double", tmp_path / "one", Job())
+    with pytest.raises(ConfigError, match=r"made with another tokenizer than is there now.*delete .*one to run"):
+        result_of("a_piece:double", tmp_path / "one", Job(weights="cd"))
+    with pytest.raises(ConfigError, match="choose another --name"):
+        result_of("a_piece:double", tmp_path / "one", Job(4, "cd"))
+
+
+OUTCOMES = {"success": [True, False], "length": [3, 9], "score": [1.0, 0.5]}
+POLICY = {"seconds": 2, "best_step": 3, "kept": [1], "bits": None, "parameters": 9, "horizon": 8, "execute": 4}
+COLUMNS = {"estimator": "daps", "seed": 0, **dict.fromkeys(NUMBERS)}
+LATENCIES = {"fingerprints": {"a": "x"}, "milliseconds": {"a": {"p50": 1, "p99": 2}}}
+
+
+@pytest.mark.parametrize(
+    "check, good, changes",
+    [
+        (lambda found: check_outcomes(found, 2), OUTCOMES, [{"success": [1, 0]}, {"length": [3]}, {"score": [1.0, 2.0]}]),
+        (lambda found: check_outcomes(found, 2), {"missing": "no expert"}, [{"success": [True]}]),
+        (lambda found: from_json(PolicyResult, found), POLICY, [{"kept": 3}, {"bits": "8"}, {"seconds": float("nan")}, {"x": 1}]),
+        (lambda found: check_columns(found, "daps", 0), COLUMNS, [{"seed": 1}, {"time.rmse": "x"}]),
+        (lambda found: from_json(Latencies, found), LATENCIES, [{"milliseconds": {"a": {"p50": 1}}}, {"fingerprints": []}]),
+    ],
+)
+def test_a_result_that_lacks_what_it_should_hold_is_damaged(tmp_path, check, good, changes):
+    result_of("a_piece:double", tmp_path / "one", Job())
+    (tmp_path / "one" / "result.json").write_text(json.dumps(good))
+    assert result_of("a_piece:fail", tmp_path / "one", Job(), check=check) == good
+    for spoilt in (*({**good, **change} for change in changes), *({k: v for k, v in good.items() if k != key} for key in good)):
+        (tmp_path / "one" / "result.json").write_text(json.dumps(spoilt))
+        with pytest.raises(ConfigError, match=r"result.json is damaged.*delete .*one to run this piece anew"):
+            result_of("a_piece:fail", tmp_path / "one", Job(), check=check)

@@ -13,7 +13,7 @@ from toy_objective import ToyObjective, config, train
 
 from daps_robot.checkpoints import load_state, load_tensors, save_state
 from daps_robot.errors import CheckpointError, ConfigError, DapsRobotError, RunDirectoryError
-from daps_robot.training.logger import read_rows
+from daps_robot.training.logger import MetricLogger, read_rows
 from daps_robot.training.loop import Training
 from daps_robot.training.objective import TrainerConfig
 from daps_robot.training.optimizer import OptimizerConfig
@@ -184,6 +184,105 @@ def test_a_damaged_state_is_refused(tmp_path, state):
     assert len(str(error.value).splitlines()) <= 2
 
 
+@pytest.mark.parametrize("damage", ["cut off", "gone"])
+def test_a_damaged_state_gives_way_to_the_one_before(whole, tmp_path, damage):
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, ToyObjective({14: "stop"}))
+    path = tmp_path / "state.pt"
+    path.write_bytes(path.read_bytes()[:-99]) if damage == "cut off" else path.unlink()
+    objective, _ = train(tmp_path, ToyObjective(seed=7), resume=True)
+    assert objective.steps_seen[0] == 12
+    assert_same_run(whole, tmp_path)
+    assert not (tmp_path / "state.before.pt").exists()  # of a finished run, none is needed
+
+
+def test_a_state_of_a_later_version_says_so(tmp_path):
+    train(tmp_path)
+    save_state({**load_state(tmp_path / "state.pt"), "version": 2}, tmp_path / "state.pt")
+    with pytest.raises(CheckpointError, match="has version 2, this daps_robot goes on from 1"):
+        train(tmp_path, resume=True)
+
+
+def spoilt(state, where, value):
+    for name in where[:-1]:
+        state = state[name]
+    state[where[-1]] = value
+
+
+@pytest.mark.parametrize(
+    "where, value",
+    [
+        (("progress", "step"), -1),
+        (("progress", "best"), "low"),
+        (("progress", "seconds"), 10**400),
+        (("interval",), {"sums": {"loss": 3}, "counts": {"loss": 1}}),
+        (("optimizer", "state", 0, "exp_avg"), torch.zeros(1)),
+        (("average",), [torch.zeros(1)]),
+    ],
+)
+def test_a_state_that_no_run_comes_to_is_refused(tmp_path, where, value):
+    train(tmp_path)
+    state = load_state(tmp_path / "state.pt")
+    spoilt(state, where, value)
+    save_state(state, tmp_path / "state.pt")
+    with pytest.raises(CheckpointError, match=r"state\.pt is not the training state of this run"):
+        train(tmp_path, resume=True)
+
+
+def test_an_interrupted_overwrite_leaves_nothing_to_be_mixed_up(whole, tmp_path, monkeypatch):
+    """Killed while it throws the old run away: the next one does not take the old state for its own."""
+    train(tmp_path, seed=1)
+    removed, unlink = [], Path.unlink
+
+    def one(path, missing_ok=False):
+        removed.append(path)
+        unlink(path, missing_ok) if len(removed) == 1 else pytest.fail("killed")
+
+    monkeypatch.setattr(Path, "unlink", one)
+    with pytest.raises(pytest.fail.Exception):
+        train(tmp_path, overwrite=True)
+    monkeypatch.undo()
+    with pytest.raises(RunDirectoryError, match="other settings"):
+        train(tmp_path, resume=True)
+    train(tmp_path, overwrite=True)
+    assert_same_run(whole, tmp_path)
+
+
+def test_a_state_without_its_settings_is_left_alone(tmp_path):
+    train(tmp_path)
+    (tmp_path / "config.json").unlink()
+    for how in ({}, {"resume": True}, {"overwrite": True}):
+        with pytest.raises(RunDirectoryError, match=r"a run without its config\.json"):
+            train(tmp_path, **how)
+
+
+# -- the log -----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_kill_while_the_log_is_taken_up_loses_no_row(whole, tmp_path, monkeypatch):
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, ToyObjective({14: "stop"}))
+    rows = rows_of(tmp_path)
+    monkeypatch.setattr("os.fsync", lambda _: pytest.fail("killed"))
+    with pytest.raises(pytest.fail.Exception):
+        MetricLogger(tmp_path, 12, tensorboard=False)
+    assert rows_of(tmp_path) == rows
+    monkeypatch.undo()
+    train(tmp_path, ToyObjective(seed=7), resume=True)
+    assert_same_run(whole, tmp_path)
+
+
+def test_a_torn_last_row_is_left_out_and_any_other_damage_named(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    row = '{"step": 5, "split": "train", "loss": 1.0}'
+    path.write_text(f"{row}\n{row[:20]}")
+    assert len(read_rows(path)) == 1
+    for damage in ("", "[1]", row[:20], '{"step": 5}', row.replace("1.0", '"x"'), "[" * 99_999):
+        path.write_text(f"{row}\n{damage}\n{row}\n")
+        with pytest.raises(CheckpointError, match="line 2 is no row of metrics"):
+            read_rows(path)
+
+
 # -- non-finite steps --------------------------------------------------------------------------------------------------------
 
 
@@ -217,6 +316,16 @@ def test_too_many_non_finite_steps_end_with_the_tensors_name(tmp_path, clip):
     with pytest.raises(DapsRobotError, match=r"net\.3\.weight.*learning rate"):
         train(tmp_path, objective, max_skipped=3, optimizer=OptimizerConfig(clip=clip))
     assert objective.steps_seen[-1] <= 4 + 3
+
+
+def test_a_parameter_with_a_rate_of_its_own_is_not_spoilt_either(tmp_path):
+    """Its gradient is not clipped, but a step in which it is not finite is none."""
+    objective = ToyObjective({3: "nan offset"})
+    train(tmp_path, objective)
+    assert all(p.isfinite().all() for p in objective.parameters())
+    assert rows_of(tmp_path)[-2]["skipped"] == 1
+    with pytest.raises(DapsRobotError, match="first in the gradient of offset"):
+        train(tmp_path, ToyObjective(dict.fromkeys(range(9), "nan offset")), overwrite=True, max_skipped=3)
 
 
 # -- limits ------------------------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ class ToyData:
 
 
 class ToyObjective(Objective):
-    """`at` maps a step to what happens there: "stop" sends this process a signal, "crash" raises, "nan" spoils the step."""
+    """`at` maps a step to what happens there: "stop" sends this process a signal, "crash" raises, "nan" (" offset") spoils it."""
 
     def __init__(self, at=None, seed=0):
         super().__init__()
@@ -59,6 +59,8 @@ class ToyObjective(Objective):
         if happens == "nan":
             # the gradient of one tensor alone is spoilt
             loss = loss + (self.net[3].weight * float("nan")).sum() * 0
+        elif happens == "nan offset":
+            loss = loss + 0 * (self.offset - self.offset.detach()).sqrt()  # whose slope at 0 is infinite
         return Loss(loss, {"noise": noise.mean(), **({"even": noise.mean()} if step % 2 == 0 else {})})
 
     @torch.no_grad()
