@@ -72,6 +72,7 @@ SIZES = ((2, 4), (3, 8), (8, 64), (8, 256), (64, 512))
 
 TOY_ESTIMATORS: Variants = {
     "daps": daps(),
+    "daps, K=4": daps(k=4, ess_target=0.5),
     "daps, K=8": daps(k=8, ess_target=0.33),
     "daps, ESS .75": daps(k=8, ess_target=0.75),
     "rloo": ("rloo", {}),
