@@ -232,7 +232,7 @@ def test_an_action_that_is_not_finite_is_named(env_id: str) -> None:
         ("mute", r"does not say whether its task is done"),
         ("kill", r"ended by signal SIGKILL while calling `play`"),
         ("exit", r"ended with exit status 3"),
-        ("nan", r"shows NaN or infinity in 'goal', in episode 3 at step 4: no policy acts on such"),
+        ("nan", r"shows NaN or infinity in 'goal', in episode 3 at step 8: no policy acts on such"),
     ],
 )
 def test_a_fault_ends_the_evaluation(env_id: str, workers: int, fault: str, message: str) -> None:
