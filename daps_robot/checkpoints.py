@@ -171,11 +171,9 @@ def replace_state(state: dict[str, Any], path: Path) -> None:
         RunDirectoryError: it cannot be written.
     """
     if path.is_file():
-        spare = path.with_name(f"{path.name}.tmp")
         with contextlib.suppress(OSError):  # a file system without links keeps one state
-            spare.unlink(missing_ok=True)
-            spare.hardlink_to(path)
-            spare.replace(before(path))
+            before(path).unlink(missing_ok=True)  # renaming to another name of the same file would do nothing
+            before(path).hardlink_to(path)
     save_state(state, path)
 
 

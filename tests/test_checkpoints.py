@@ -182,6 +182,25 @@ def test_the_state_before_the_last_stands_in_for_a_damaged_one(tmp_path, capsys)
         load_last_state(path)
 
 
+def test_writes_that_fail_again_and_again_leave_the_state(tmp_path, monkeypatch):
+    """After the first, the state and the one before it are two names of one file, which must not be written into."""
+    replace_state({"step": 1}, path := tmp_path / "state.pt")
+
+    def half(state, file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("daps_robot.checkpoints.torch.save", half)
+    for _ in range(3):
+        with pytest.raises(RunDirectoryError, match="No space left"):
+            replace_state({"step": 2}, path)
+        assert load_state(path) == load_state(before(path)) == {"step": 1}
+    monkeypatch.undo()
+    replace_state({"step": 2}, path)
+    assert (load_state(path), load_state(before(path))) == ({"step": 2}, {"step": 1})
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["state.before.pt", "state.pt"]
+
+
 def test_the_name_of_a_file_is_flushed_after_its_bytes(tmp_path, monkeypatch):
     flushed, fsync = [], os.fsync
 

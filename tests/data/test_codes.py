@@ -115,7 +115,7 @@ def damaged(path, **changes):
     about = {"format": FORMAT, "tokenizer": file.header.tokenizer, "positions": "5", "vocabulary": "300"}
     names = changes.pop("names", json.dumps(file.header.names)).encode()
     codes = changes.pop("codes", load_file(path)["codes"])
-    crc = zlib.crc32(codes.tobytes(), zlib.crc32(names)).to_bytes(4, "little")
+    crc = zlib.crc32(codes.tobytes(), zlib.crc32(names, file.header.crc)).to_bytes(4, "little")
     tensors = {"names": np.frombuffer(names, np.uint8), "codes": codes, "crc32": np.frombuffer(crc, np.uint8)}
     save_file(tensors | changes.pop("tensors", {}), path, {**about, **changes})
 

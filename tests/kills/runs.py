@@ -6,6 +6,7 @@ Every training is a fork of this process, which has imported everything and comp
 from __future__ import annotations
 
 import json
+import logging
 import os
 import resource
 import signal
@@ -31,6 +32,8 @@ from daps_robot.data.demo_writer import write_demos
 from daps_robot.data.demos import ROBOMIMIC_KEYS
 from daps_robot.training.logger import read_rows
 from daps_robot.types import Demo
+
+logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it says of every resumed run that it was resumed
 
 NETWORKS = "--dataset demos.hdf5 --env none --device cpu --width 16 --layers 1 --vocabulary 16 --batch-size 8 --ema 0.9"
 STEPS = "--warm-start-steps 15 --max-steps 40 --eval-every 5 --log-every 3 --keep-last 3"
