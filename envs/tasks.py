@@ -53,7 +53,7 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
     Attributes:
         actions: "relative", "absolute" or "joint".
         controller: that takes them.
-        drawing: whether observations hold the cameras' pictures. They cost ten times what a step does: who needs but some of
+        drawing: whether observations hold the cameras' pictures. One costs as much as seven steps: who needs but some of
             them sets this to False, and asks `pictures` for those.
         model_xml: the MuJoCo model, as robomimic's data sets store it.
         start_seed: what the present episode was seeded with.

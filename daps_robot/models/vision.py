@@ -1,9 +1,9 @@
-"""Pictures of cameras to memory tokens: convolutions, then the places of features (spatial softmax), then a few tokens.
+"""Pictures of cameras to memory tokens: convolutions, then two linear layers.
 
-    (b n c height width 3) ──crop──► convolutions, of each camera its own ──► k places (x, y) ──linear──► tokens of a picture
+    (b n c height width 3) ──crop──► convolutions, of each camera its own ──flatten──► hidden ──► tokens of a picture
 
-As in robomimic (Mandlekar et al. 2021, arXiv 2108.03298): random crops in training, of the middle when acting (section E there);
-spatial softmax of Finn et al. 2016 (arXiv 1509.06113).
+Crops are random in training and of the middle when acting, as robomimic has them (Mandlekar et al. 2021, arXiv 2108.03298). Its
+spatial softmax did worse here: docs/policies.md.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ class PictureFrontEndConfig:
         height, width: of a picture, in pixels.
         margin: pixels that a crop lacks in height and in width.
         channels: of the convolutions, each of which halves the picture.
-        places: features whose places are read off.
+        kept: channels of the last map that are read off, pixel by pixel.
+        hidden: width between that and the tokens.
         tokens: memory tokens of a picture.
     """
 
@@ -41,13 +42,14 @@ class PictureFrontEndConfig:
     width: int = 84
     margin: int = 8
     channels: tuple[int, ...] = (32, 64, 64)
-    places: int = 32
+    kept: int = 16
+    hidden: int = 64
     tokens: int = 2
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.channels) <= 8:
             raise ConfigError(f"{len(self.channels)} convolutions of pictures: from 1 to 8")
-        for name in ("cameras", "channels", "places", "tokens"):
+        for name in ("cameras", "channels", "kept", "hidden", "tokens"):
             value = getattr(self, name)
             if not all(1 <= number <= 1024 for number in (value if isinstance(value, tuple) else (value,))):
                 raise ConfigError(f"{name} {value} of pictures must be from 1 to 1024")
@@ -78,22 +80,6 @@ def front_end_for(data: ChunkDataset) -> PictureFrontEndConfig | None:
     return PictureFrontEndConfig(len(data.cameras), height, width)
 
 
-class PlaceReader(nn.Module):
-    """Where each feature is, from −1 to 1: the mean place under a softmax over the pixels of its map."""
-
-    grid: Tensor
-
-    def __init__(self, channels: int, places: int, height: int, width: int) -> None:
-        super().__init__()
-        self.features = nn.Conv2d(channels, places, 1)
-        y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
-        self.register_buffer("grid", torch.stack([x, y], dim=-1).flatten(0, 1), persistent=False)
-
-    def forward(self, maps: Float[Tensor, "b f height width"]) -> Float[Tensor, "b p"]:
-        weights = self.features(maps).flatten(2).float().softmax(-1)
-        return (weights @ self.grid).flatten(1)
-
-
 class PictureFrontEnd(nn.Module):
     """Memory tokens of pictures, first all of a step, then those of the next."""
 
@@ -104,14 +90,16 @@ class PictureFrontEnd(nn.Module):
 
     @staticmethod
     def _encoder(config: PictureFrontEndConfig, width: int) -> nn.Module:
+        """From the pixels of crops to the tokens of each, side by side."""
         layers: list[nn.Module] = []
         size, before = [config.height - config.margin, config.width - config.margin], 3
         for i, channels in enumerate(config.channels):
             kernel = 5 if i == 0 else 3
             layers += [nn.Conv2d(before, channels, kernel, stride=2, padding=kernel // 2), nn.ReLU(inplace=True)]
             size, before = [(pixels + 1) // 2 for pixels in size], channels
-        layers += [PlaceReader(before, config.places, *size), nn.Linear(2 * config.places, config.tokens * width)]
-        return nn.Sequential(*layers)
+        layers += [nn.Conv2d(before, config.kept, 1), nn.ReLU(inplace=True), nn.Flatten()]
+        layers += [nn.Linear(config.kept * size[0] * size[1], config.hidden), nn.ReLU(inplace=True)]
+        return nn.Sequential(*layers, nn.Linear(config.hidden, config.tokens * width))
 
     def forward(self, images: UInt8[Tensor, "b n c height width 3"]) -> Float[Tensor, "b m d"]:
         """Raises ConfigError for pictures of another number of cameras, or of another size."""

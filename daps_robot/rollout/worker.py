@@ -182,7 +182,7 @@ class Slot:
     def play(self, actions: Float[np.ndarray, "e a"]) -> tuple[int, bool, bool]:
         """Executes a plan: (steps executed, whether the episode ended, whether it succeeded).
 
-        Of pictures, only the last n are asked for, from which the next plan is made: one costs as much as ten steps.
+        Of pictures, only the last n are asked for, from which the next plan is made: one costs as much as seven steps.
 
         Raises:
             SimulationError: naming episode and step, where the environment raises or does not report success.
