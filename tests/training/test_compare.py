@@ -179,5 +179,5 @@ def test_the_toy_study(tmp_path, monkeypatch):
     rows = {row["estimator"]: row for row in ablate(Ablate("toy", seeds=1, max_steps=300))}
     assert {"exact gradient", "daps", "rloo", "reinmax"} <= rows.keys()
     (gap,) = rows["daps"]["gaps"]
-    assert rows["daps"]["mean"] == gap < 3  # 66 nats before training
+    assert rows["daps"]["mean"] == gap < 5  # 66 nats before training
     assert json.loads((tmp_path / "runs/compare/ablate-toy/results.json").read_text()) == list(rows.values())

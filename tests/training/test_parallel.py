@@ -54,7 +54,8 @@ def test_two_processes_take_the_steps_of_one(alone, tmp_path):
     for name in ESTIMATORS_TRIED:
         assert_close(expected[name], found[name])
         one, two = (load_state(path / name / "state.pt")["model"] for path in (folder, tmp_path))
-        assert all(torch.allclose(one[key], two[key], atol=2e-5) for key in one)
+        # where a gradient is next to nothing, Adam makes a tenth of a step of its rounding
+        assert all(torch.allclose(one[key], two[key], atol=1e-4) for key in one)
 
 
 def test_accumulated_gradients_are_those_of_the_batch(alone, tmp_path):

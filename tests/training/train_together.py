@@ -16,7 +16,7 @@ from daps_robot.training.trainer import Trainer
 
 ESTIMATORS_TRIED = {
     "daps": {"warm_start_steps": 3},
-    "daps-na": {"warm_start_steps": 0, "trust_region": "solved-per-input"},
+    "daps-na": {"warm_start_steps": 0, "trust_region": "solved-per-input", "k": 4, "ess_target": 0.5},
     "daps-published": {},
     "gr-mck-na": {"draws": 3},
     "gumbel": {},
