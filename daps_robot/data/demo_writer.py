@@ -22,8 +22,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from daps_robot.atomic import put
+from daps_robot.data.demo_checks import check_bytes
 from daps_robot.data.files import shown
-from daps_robot.data.hdf5 import short
+from daps_robot.data.hdf5 import bytes_of, short
 from daps_robot.errors import DataError
 
 if TYPE_CHECKING:
@@ -227,9 +228,12 @@ def _write_shard(path: Path, episode: Episode) -> None:
 
 def _check_shard(shard: Path, folder: Path) -> None:
     """Raises DataError for a file that holds no attempt, as after a failure of the disk."""
+    sizes: list[int] = []
     try:
         with h5py.File(shard, "r") as file:
             int(file["demo"].attrs["num_samples"])
+            file.visititems(lambda _, item: sizes.append(bytes_of(item)) if isinstance(item, h5py.Dataset) else None)
+        check_bytes(shard, sum(sizes), shard.stat().st_size)
     except (OSError, RuntimeError, LookupError, ValueError, TypeError) as error:
         raise DataError(
             f"{shard} is damaged ({short(error)}); delete it to collect it again, or {folder} to start anew."

@@ -111,15 +111,18 @@ def batches(
             if isinstance(batch, DapsRobotError):
                 raise batch
             yield batch
-    except RuntimeError as error:
+    except (RuntimeError, ConnectionError, EOFError) as error:
         raise dead_worker(error, workers) or error from None
 
 
-def dead_worker(error: RuntimeError, workers: int) -> DapsRobotError | None:
-    """What the death of a loading process means, if the error is that: it may come up wherever the main process then is."""
-    if "DataLoader worker (pid" not in str(error):
+def dead_worker(error: Exception, workers: int) -> DapsRobotError | None:
+    """What the death of a loading process means, if the error is that: it may come up wherever the main process then is.
+
+    One that dies while it hands over a batch breaks the connection.
+    """
+    if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
         return None
-    first = str(error).splitlines()[0]
+    first = (str(error) or type(error).__name__).splitlines()[0]
     return DapsRobotError(f"a process that loads data died ({first}): is there memory for --workers {workers}? --resume goes on")
 
 

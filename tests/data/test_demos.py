@@ -436,3 +436,11 @@ def test_what_is_no_attempt_or_a_damaged_one_is_named(tmp_path):
     (writer.folder / "0000000.hdf5").write_bytes(b"not HDF5")
     with pytest.raises(DataError, match=r"0000000.hdf5 is damaged.*delete it to collect it again"):
         writer.finish(1, 0.0, {})
+
+
+def test_an_attempt_that_claims_more_than_it_can_hold_is_not_put_together(tmp_path):
+    writer = DemoWriter(tmp_path / "a.hdf5", {})
+    writer.add(0, episode(0))
+    edit(writer.folder / "0000000.hdf5", declared("demo/actions", (12, 7), maxshape=(None, None), chunks=(2**14, 2**12)))
+    with pytest.raises(DataError, match=r"0000000.hdf5: declares 2\d\d MiB in a file of"):
+        writer.finish(1, 0.0, {})

@@ -8,11 +8,15 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+OUTSIDE = "/nonexistent/outside"
+"""Where hostile paths lead to: into a folder that is not there, so that nothing is read or written, not even by root, whatever a
+reader or a library does with such a path. Never the path of a real file."""
+
 WEIRD: tuple[Any, ...] = (
     *(None, True, False, "", "x", [], {}, [[]], [1, 2, 3], {"a": 1}, 0, 1, -1, 2, 3, 7, 63, 255, 10**6),
     *(2**31 - 1, 2**31, 2**32, 2**53 + 1, 2**63 - 1, 2**63, -(2**63), 10**30, 10**400),
     *(0.0, -0.0, 0.5, 5e-324, 1e-30, 1e30, 1e308, float("nan"), float("inf"), float("-inf")),
-    *("\0", "\x1b[2J\n", "../../../etc/passwd", "/etc/passwd", "{0.__class__}", "{:>999999999d}", "ü" * 5000, "\udcff"),
+    *("\0", "\x1b[2J\n", "../../.." + OUTSIDE, OUTSIDE, "{0.__class__}", "{:>999999999d}", "ü" * 5000, "\udcff"),
 )
 """What a reader may find in place of any value."""
 

@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 import torch
 
-from .damage import WEIRD, changed_tree, damage, files_of
+from .damage import OUTSIDE, WEIRD, changed_tree, damage, files_of
 
 SHAPES = (
     (),
@@ -83,7 +83,7 @@ def _link(rng: Random, file: h5py.File, name: str) -> None:
     targets = [
         h5py.SoftLink("/" + name),
         h5py.SoftLink(rng.choice(("/", "/data", "/data/demo_0", "/nowhere", "."))),
-        h5py.ExternalLink(rng.choice(("/etc/passwd", "other.hdf5", file.filename)), "/data"),
+        h5py.ExternalLink(rng.choice((OUTSIDE, "other.hdf5", file.filename)), "/data"),
         file,
         file[name.split("/")[0]],
         np.dtype("f4"),
@@ -104,7 +104,8 @@ def _move(rng: Random, file: h5py.File, name: str) -> None:
 def _values(rng: Random, file: h5py.File, name: str) -> None:
     """Numbers that no sensor gives."""
     dataset = file[name]
-    if isinstance(dataset, h5py.Dataset) and dataset.size and dataset.dtype.kind in "fiu":
+    own = isinstance(dataset, h5py.Dataset) and not dataset.external and not dataset.is_virtual
+    if own and dataset.size and dataset.dtype.kind in "fiu":
         index = tuple(rng.randrange(n) for n in dataset.shape)
         dataset[index] = rng.choice(
             (0, 1, 255, 3e38, -3e38, 1e-45, np.nan, np.inf) if dataset.dtype.kind == "f" else (0, 1, 255, 127)
@@ -142,17 +143,19 @@ def _data(rng: Random, file: h5py.File, name: str) -> None:
             "compression": "gzip",
         }
     elif how == "external":
-        more = {"external": [(rng.choice(("/etc/passwd", "/dev/zero", "values.bin")), 0, h5py.h5f.UNLIMITED)]}
+        more = {"external": [(rng.choice((OUTSIDE, "values.bin")), 0, h5py.h5f.UNLIMITED)]}
     elif how == "fill":
         more = {"fillvalue": rng.choice((np.nan, np.inf, 1, -1))}
     elif how == "filters":
         more = {"scaleoffset": 2, "shuffle": True, "fletcher32": True, "chunks": True}
     if how == "virtual":
         layout = h5py.VirtualLayout(shape, dtype)
-        layout[...] = h5py.VirtualSource(rng.choice((".", "/etc/passwd", "other.h5")), "/data/demo_0/actions", shape)
+        layout[...] = h5py.VirtualSource(rng.choice((".", OUTSIDE, "other.h5")), "/data/demo_0/actions", shape)
         file.create_virtual_dataset(name, layout)
         return
     made = file.create_dataset(name, shape, dtype, **more)
+    if made.external:
+        return  # to write values would be to write into the file that it names
     if made.size and made.nbytes < 2**20 and made.dtype.kind in "fiu" and rng.random() < 0.7:
         made[...] = np.random.default_rng(rng.randrange(99)).random(shape) * 2
     elif how == "chunks" and made.size:
@@ -285,13 +288,13 @@ def change_tar(rng: Random, folder: Path) -> None:
                     continue
                 if how == "name":
                     member.name = rng.choice(
-                        ("../out.jpg", "/etc/passwd", "a/../b.png", "0.cls", "\x1b[2J.png", "x.png", "d/" * 40 + "x.png")
+                        ("../out.jpg", OUTSIDE, "a/../b.png", "0.cls", "\x1b[2J.png", "x.png", "d/" * 40 + "x.png")
                     )
                 elif how == "kind":
                     member.type = rng.choice(
                         (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE)
                     )
-                    member.linkname = rng.choice(("/etc/passwd", "x.png"))
+                    member.linkname = rng.choice((OUTSIDE, "x.png"))
                 elif how == "pax" and tar.format == tarfile.PAX_FORMAT:
                     member.pax_headers = {
                         rng.choice(("GNU.sparse.major", "size", "GNU.sparse.map", "path", "hdrcharset")): rng.choice(

@@ -244,15 +244,19 @@ def dead_worker(place: Path, rng: Random, reference: Path, cpu: float) -> str:
     """A run one of whose loading processes is killed, and what is wrong about how it ends; then it goes on."""
 
     def begin() -> int:
-        process = start(place, "worker", "--workers", "1")
-        moment, workers = time.monotonic() + rng.uniform(0, 2 * cpu), []
-        while not workers or time.monotonic() < moment:
-            workers = Path(f"/proc/{process}/task/{process}/children").read_text().split()
-            if os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-                raise RuntimeError("the run ended before its worker was killed")
-            time.sleep(0.001)
-        os.kill(int(workers[0]), signal.SIGKILL)
-        return process
+        while True:
+            process, moment = start(place, "worker", "--workers", "1"), rng.uniform(0, cpu / 2)
+            children = Path(f"/proc/{process}/task/{process}/children")
+            since: float | None = None
+            while not os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                workers = children.read_text().split()
+                since = since or (time.monotonic() if workers else None)
+                if workers and since and time.monotonic() - since >= moment:
+                    os.kill(int(workers[0]), signal.SIGKILL)
+                    return process
+                time.sleep(0.001)
+            end(process, place)  # it was done before its worker could be killed
+            remove(place / "worker")
 
     return ended_badly(place, reference, begin, "a process that loads data died", "a worker was killed", "--workers", "1")
 

@@ -88,5 +88,15 @@ def test_a_dead_worker_ends_the_run():
         first(1, Faulty(9, "dies"), 4, 0, workers=1)
 
 
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError(), BrokenPipeError()])
+def test_a_worker_that_dies_while_it_hands_over_a_batch(error, monkeypatch):
+    def broken(*_):
+        raise error
+
+    monkeypatch.setattr("torch.utils.data.dataloader._MultiProcessingDataLoaderIter._try_get_data", broken)
+    with pytest.raises(DapsRobotError, match="process that loads data died"):
+        first(1, Numbers(9), 4, 0, workers=1)
+
+
 def test_step_seeds_differ():
     assert len({step_seed(seed, step) for seed in range(10) for step in range(100)}) == 1000
