@@ -37,7 +37,10 @@ def write_atomically(path: Path, write: Any) -> None:
     try:
         put(path, write)
     except (OSError, RuntimeError, SafetensorError) as error:
-        cause = error.__context__ if isinstance(error.__context__, OSError) else error
+        beneath = error.__context__ if isinstance(error.__context__, OSError) else None
+        if isinstance(error, RuntimeError) and beneath is None:
+            raise  # of something else that came up here, as the death of a loading process may
+        cause = beneath or error
         raise RunDirectoryError(
             f"cannot write {path}: {short(cause)}. What was there before is untouched; free some space and --resume."
         ) from error

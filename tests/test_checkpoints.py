@@ -20,6 +20,7 @@ from daps_robot.checkpoints import (
     replace_state,
     save_state,
     save_tensors,
+    write_atomically,
 )
 from daps_robot.config import save_json
 from daps_robot.errors import CheckpointError, RunDirectoryError
@@ -218,3 +219,13 @@ def test_the_name_of_a_file_is_flushed_after_its_bytes(tmp_path, monkeypatch):
 def test_weights_of_another_type_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"bias holds torch.float16, the model needs torch.float32"):
         load_weights(nn.Linear(1, 1), {"weight": torch.ones(1, 1), "bias": torch.ones(1).half()}, tmp_path)
+
+
+def test_an_error_that_only_came_up_while_writing_is_not_the_disks(tmp_path):
+    def killed(temporary):
+        temporary.write_text("half")
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+
+    with pytest.raises(RuntimeError, match="is killed by signal"):
+        write_atomically(tmp_path / "file", killed)
+    assert not list(tmp_path.iterdir())
