@@ -107,7 +107,9 @@ class PlanRequest:
             fits = isinstance(values, np.ndarray) and np.issubdtype(values.dtype, kind) and values.dtype.isnative
             if not fits or values.ndim != 3 or len(values) != len(keys):
                 found = f"{getattr(values, 'dtype', type(values).__name__)} of {getattr(values, 'shape', 'no shape')}"
-                raise DataError(f"{name} of a request are float32 of 3 axes, a row for each of {len(keys)} keys, not {found}")
+                raise DataError(
+                    f"{name} of a request are {kind.__name__} of 3 axes, a row for each of {len(keys)} keys, not {found}"
+                )
             if not np.isfinite(values).all():
                 row = int(np.argwhere(~np.isfinite(values))[0, 0])
                 raise DataError(f"{name} of row {row} of a request are NaN or infinite: no policy acts on such")

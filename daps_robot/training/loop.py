@@ -6,13 +6,12 @@ two numbers, so an interrupted run goes on exactly where it was, and several pro
 
 from __future__ import annotations
 
-import math
 import signal
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +23,12 @@ from tqdm import tqdm
 from daps_robot import parallel
 from daps_robot.checkpoints import before, forget_checkpoints, keep_checkpoint, load_last_state, replace_state
 from daps_robot.config import save_json
-from daps_robot.data.hdf5 import short
 from daps_robot.errors import CheckpointError, ConfigError, DapsRobotError, DataError
 from daps_robot.estimators.base import Loss
 from daps_robot.training.logger import MetricLogger
 from daps_robot.training.objective import Objective, TrainerConfig
 from daps_robot.training.optimizer import WeightAverage, clip_gradients, learning_rate_scale, make_optimizer, set_learning_rates
+from daps_robot.training.progress import Mean, Progress
 from daps_robot.training.stream import Batches, batches, dead_worker, step_seed
 
 NO_STEP = 2**40
@@ -37,28 +36,6 @@ NO_STEP = 2**40
 
 STATE_VERSION = 1
 """Of what a state holds; those written before there were versions count as the first."""
-
-
-@dataclass
-class Progress:
-    """Where a run stands; saved with every checkpoint."""
-
-    step: int = 0
-    seconds: float = 0.0
-    best: float = math.inf
-    best_step: int = 0
-    evaluations_since_best: int = 0
-    skipped: int = 0
-    skipped_in_a_row: int = 0
-    finished: bool = False
-
-    def __post_init__(self) -> None:
-        """Raises ValueError for what no run has come to, such as a damaged file may say."""
-        for field in fields(self):
-            value, kind = getattr(self, field.name), type(field.default)
-            fits = type(value) in ((int, float) if kind is float else (kind,))
-            if not fits or (type(value) is int and not (0 if kind is int else -(2**53)) <= value < 2**53):
-                raise ValueError(f"{field.name} {value!r:.40}")
 
 
 class Training:
@@ -231,7 +208,7 @@ class Training:
         state = load_last_state(path)
         if isinstance(state, dict) and state.get("version", STATE_VERSION) != STATE_VERSION:
             raise CheckpointError(
-                f"{path} has version {short(ValueError(state['version']))}, this daps_robot goes on from {STATE_VERSION}: "
+                f"{path} has version {state['version']!r:.40}, this daps_robot goes on from {STATE_VERSION}: "
                 "resume it with the daps_robot that began it"
             )
         try:
@@ -246,13 +223,8 @@ class Training:
                 for own, saved in zip(self.average.average, state["average"], strict=True):
                     own.copy_(saved.view(own.shape))
             progress = Progress(**state["progress"])
-            sums, counts = state["interval"]["sums"], state["interval"]["counts"]
-            if sums.keys() != counts.keys() or not all(
-                total.shape == () and 0 < counts[name] < 2**53 for name, total in sums.items()
-            ):
-                raise ValueError("no such means")
+            self.interval.restore(**state["interval"])
             vars(self.progress).update(vars(progress))
-            self.interval.sums, self.interval.counts = sums, counts
         except (ConfigError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"{path} is not the training state of this run: start anew with --overwrite") from error
 
@@ -265,31 +237,6 @@ def _cut(batch: Any, rows: slice) -> Any:
         raise ConfigError(f"a batch is a tensor or a tuple of tensors, not {type(batch).__name__}")
     parts = tuple(None if tensor is None else tensor[rows] for tensor in batch)
     return batch._make(parts) if hasattr(batch, "_make") else parts
-
-
-class Mean:
-    """Means of scalars that stay tensors until they are asked for."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.counts: dict[str, int] = {}
-
-    def add(self, metrics: dict[str, Tensor]) -> None:
-        for name, value in metrics.items():
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
-            self.counts[name] = self.counts.get(name, 0) + 1
-
-    def share(self, device: torch.device) -> None:
-        """Make the sums of all ranks the same, with the same mean."""
-        if parallel.world_size() > 1:
-            totals = parallel.mean_of_each([float(total) for total in self.sums.values()], device)
-            self.sums = dict(zip(self.sums, map(torch.tensor, totals), strict=True))
-
-    def means(self, device: torch.device) -> dict[str, float]:
-        self.share(device)
-        means = {name: float(total) / self.counts[name] for name, total in self.sums.items()}
-        self.sums, self.counts = {}, {}
-        return means
 
 
 @dataclass
