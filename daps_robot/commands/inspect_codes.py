@@ -231,6 +231,7 @@ def group_figures(group: CodeGroup) -> JSON:
         "codes": list(group.codes),
         "windows": group.windows,
         "progress": group.progress,
+        "present": group.present.tolist(),
         **{name: [[finite(each) for each in step] for step in values.tolist()] for name, values in chunks.items()},
         "nearest": [{name: value for name, value in asdict(place).items() if name != "owner"} for place in group.nearest],
     }

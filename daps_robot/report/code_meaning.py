@@ -187,7 +187,8 @@ class CodeGroup:
         codes: the one, or all.
         windows: how many.
         progress: the mean share of the demonstration that is over where they start.
-        mean, deviation: (h a) of their actions, in action units; NaN where every window is over by then.
+        present: (h) share of them in which the demonstration lasts as long.
+        mean, deviation: (h a) of their actions, in action units; NaN where no demonstration lasts as long.
         decoded: (h a) the mean of what their codes decode to, likewise.
         nearest: those nearest to the mean, at most one of each demonstration.
     """
@@ -195,6 +196,7 @@ class CodeGroup:
     codes: tuple[int, ...]
     windows: int
     progress: float
+    present: Float[np.ndarray, " h"]
     mean: Float[np.ndarray, "h a"]
     deviation: Float[np.ndarray, "h a"]
     decoded: Float[np.ndarray, "h a"]
@@ -264,8 +266,9 @@ def group(coded: CodedWindows, codes: tuple[int, ...], index: Int[np.ndarray, " 
     inside = np.minimum(coded.lengths[index] - coded.steps[index], shape[0])
     distances = np.sqrt((torch.cat(own_squares).numpy() + beyond[inside].clip(0)) / np.prod(shape))
     progress = float((coded.steps[index] / coded.lengths[index]).mean())
+    present, places = count[:, 0].numpy() / len(index), near(coded, index, distances, nearest)
     chunks = (mean.numpy(), variance.sqrt().numpy(), (decoded / count).numpy())
-    return CodeGroup(codes, len(index), progress, *chunks, near(coded, index, distances, nearest))
+    return CodeGroup(codes, len(index), progress, present, *chunks, places)
 
 
 def near(coded: CodedWindows, index: Int[np.ndarray, " m"], distances: Float[np.ndarray, " m"], count: int) -> tuple[Place, ...]:

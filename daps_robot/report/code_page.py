@@ -190,8 +190,8 @@ def _codes(report: CodeReport) -> str:
     key = "".join(f"<span>{line.format(colour, look)}{escape(name)}</span>" for name, colour, look in KEY)
     text = (
         f"The {len(report.groups)} most frequent codes of position {report.position}, each with all windows that have it, in "
-        "action units, on the same axes. Their other codes differ: much of the spread is from there. Films are of recorded "
-        "states, at half speed; nobody chose the prettiest."
+        "action units, on the same axes. Their other codes differ: much of the spread is from there. Lines are pale where most "
+        "demonstrations are over. Films are of recorded states, at half speed; nobody chose the prettiest."
     )
     parts = [_group(report, i, names, limits) for i in range(len(report.groups))]
     notes = [missing(f"No films, or not all: {report.note}.")] if report.note else []

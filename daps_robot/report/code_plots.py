@@ -62,7 +62,8 @@ def phases(palette: Palette, codes: Sequence[int], counts: Int[np.ndarray, "c bi
 
 
 def actions(palette: Palette, group: CodeGroup, names: Sequence[str], limits: Limits) -> Figure:
-    """A small plot for each action dimension: the mean of a code's windows, their spread, and what the codes decode to."""
+    """A small plot for each action dimension: the mean of a code's windows, their spread, and what the codes decode to; pale from
+    the step on at which half of the windows are past the end of their demonstration."""
     columns = min(len(names), ACROSS)
     rows = -(-len(names) // columns)
     figure = Figure(figsize=(2.75 * columns, 1.45 * rows + 0.3))
@@ -70,16 +71,18 @@ def actions(palette: Palette, group: CodeGroup, names: Sequence[str], limits: Li
         left=0.5 / figure.get_figwidth(), right=0.99, bottom=0.45 / figure.get_figheight(), top=1 - 0.3 / figure.get_figheight(),
         wspace=0.28, hspace=0.62,
     )  # fmt: skip
-    steps = np.arange(len(group.mean))
+    last = max(1, int((group.present >= 0.5).sum()))  # the shares fall
+    often, seldom = np.arange(last), np.arange(last - 1, len(group.mean))
     for i, name in enumerate(names):
         ax = figure.add_subplot(rows, columns, i + 1)
         dress(ax, palette, "step of the chunk" if i >= len(names) - columns else "", name)
-        mean, spread = group.mean[:, i], group.deviation[:, i]
-        ax.fill_between(steps, mean - spread, mean + spread, color=palette.accent, alpha=0.2, linewidth=0)
-        ax.plot(steps, mean, color=palette.accent, linewidth=1.6)
-        ax.plot(steps, group.decoded[:, i], color=palette.ink, linewidth=1.3, linestyle=(0, (2, 1.4)))
+        for steps, strength in ((often, 1.0), (seldom, 0.35)):
+            mean, spread, decoded = (values[steps, i] for values in (group.mean, group.deviation, group.decoded))
+            ax.fill_between(steps, mean - spread, mean + spread, color=palette.accent, alpha=0.2 * strength, linewidth=0)
+            ax.plot(steps, mean, color=palette.accent, alpha=strength, linewidth=1.6)
+            ax.plot(steps, decoded, color=palette.ink, alpha=strength, linewidth=1.3, linestyle=(0, (2, 1.4)))
         ax.set_ylim(*limits[i])
-        ax.set_xlim(-0.3, len(steps) - 0.7)
+        ax.set_xlim(-0.3, len(group.mean) - 0.7)
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=ROUND))
         ax.yaxis.set_major_locator(MaxNLocator(3, steps=ROUND))
     return figure
