@@ -5,6 +5,7 @@ import json
 import math
 import re
 from collections import Counter
+from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -197,13 +198,10 @@ def test_tokenizers_and_data_that_do_not_fit(dataset, tmp_path):
 def test_a_position_at_which_all_sequences_are_over(dataset, tmp_path):
     pytest.importorskip("tokenizers")
     tokenizer = untrained("fast", dataset)
-    longest = int(
-        tokenizer.facts(ChunkDataset(read_demos(dataset).demos, ("state",), HORIZON).ahead(torch.arange(200))[0])["codes"].max()
-    )
-    if longest > tokenizer.config.positions - 1:
-        tokenizer.config = type(tokenizer.config)(**{**vars(tokenizer.config), "positions": longest + 2})
+    assert tokenizer.config.positions < HORIZON * ACTIONS
+    tokenizer.config = replace(tokenizer.config, positions=HORIZON * ACTIONS)
     with pytest.raises(ConfigError, match="have ended by then"):
-        run(InspectCodes(saved(tokenizer, tmp_path), dataset, position=tokenizer.config.positions - 1))
+        run(InspectCodes(saved(tokenizer, tmp_path), dataset, position=HORIZON * ACTIONS - 1))
 
 
 def test_which_states_are_filmed(tmp_path, monkeypatch, capsys):
