@@ -32,6 +32,7 @@ def phase_information(palette: Palette, uses: Sequence[PositionUse]) -> Figure:
             color=palette.ink, fontsize=SMALL,
         )  # fmt: skip
     ax.set_ylim(0, max(1.12 * max(use.information for use in uses), 0.01))
+    ax.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=ROUND))
     if len(uses) <= MANY:
         ax.set_xticks(numbers)
     ax.yaxis.set_major_locator(MaxNLocator(5, steps=ROUND))
