@@ -23,7 +23,7 @@ SHOWN_DIMENSIONS = 16
 
 STYLE = """
 .pairs{grid-template-columns:repeat(auto-fill,minmax(min(100%,480px),1fr));gap:28px 48px}
-.wide svg,.wide video{max-width:1060px}
+.wide video{max-width:1060px}
 figure.wide{margin:1.2em 0 2.4em}
 """
 
@@ -224,8 +224,9 @@ def _sheet(
     near = ", ".join(f"{place.demo} step {place.step} ({short(place.distance)})" for place in group.nearest)
     order = "; the film shows the first ones, from the left" if film else ""
     plot = to_svg(code_plots.actions(PAGE, group, names, limits), label, title)
+    width = 265 * min(len(names), code_plots.ACROSS)  # so that texts are of one size whatever the number of plots
     return (
-        f'<figure class="wide"><h3>{escape(title)}: {where}</h3>{film}{plot}'
+        f'<figure class="wide"><h3>{escape(title)}: {where}</h3>{film}<div style="max-width:{width}px">{plot}</div>'
         f"<figcaption>Nearest to the mean: {escape(near)}{order}.</figcaption></figure>"
     )
 
