@@ -23,7 +23,7 @@ SHOWN_DIMENSIONS = 16
 
 STYLE = """
 .pairs{grid-template-columns:repeat(auto-fill,minmax(min(100%,480px),1fr));gap:28px 48px}
-.wide video{max-width:1060px}
+.wide video{width:auto;max-width:100%}
 figure.wide{margin:1.2em 0 2.4em}
 """
 
@@ -189,7 +189,7 @@ def _codes(report: CodeReport) -> str:
     line = '<svg viewBox="0 0 30 10" aria-hidden="true"><path d="M1 5H29" style="stroke:var(--{});{}"/></svg>'
     key = "".join(f"<span>{line.format(colour, look)}{escape(name)}</span>" for name, colour, look in KEY)
     text = (
-        f"The {len(report.groups)} most frequent codes of position {report.position}, each with all windows that have it, in "
+        f"The most frequent codes of position {report.position} ({len(report.groups)}), each with all windows that have it, in "
         "action units, on the same axes. Their other codes differ: much of the spread is from there. Lines are pale where most "
         "demonstrations are over. Films are of recorded states, at half speed; nobody chose the prettiest."
     )
@@ -239,7 +239,7 @@ def _sequences(report: CodeReport) -> str:
     limits = code_plots.action_limits(found.groups)
     text = (
         f"{found.recurring:,} of {found.distinct:,} sequences are those of more than one window, {found.shared:,} windows in "
-        f"all. Below are the {len(found.groups)} most frequent."
+        f"all. The most frequent ({len(found.groups)}) are below."
     )
     shown = (
         _sheet(report, group, " ".join(map(str, _trimmed(report, group.codes))), f"sequence{i}", names, limits)
