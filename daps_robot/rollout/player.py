@@ -12,6 +12,7 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from jaxtyping import Float, UInt8
 
+from daps_robot.atomic import rename_whole
 from daps_robot.errors import SimulationError
 from daps_robot.rollout.simulation import as_dict, fit_actions, layout_of, make_env, score_of, succeeded
 
@@ -141,7 +142,7 @@ class Camera:
             for _ in range(round(HOLD_SECONDS * self._fps)):
                 writer.send(np.ascontiguousarray(frame))
             writer.close()
-            partial.replace(path)
+            rename_whole(partial, Path(path))
         finally:
             writer.close()
             partial.unlink(missing_ok=True)
