@@ -17,13 +17,18 @@ def put(path: Path, write: Callable[[Path], object]) -> None:
     temporary = path.with_name(f"{path.name}.tmp")
     try:
         write(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        rename_whole(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):  # which would hide what led here
             temporary.unlink(missing_ok=True)
         raise
+
+
+def rename_whole(temporary: Path, path: Path) -> None:
+    """Flush a file that is complete to disk, rename it to `path`, and flush that too."""
+    with temporary.open("rb+") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
     flush_names(path.parent)
 
 

@@ -173,15 +173,23 @@ def replace_state(state: dict[str, Any], path: Path) -> None:
     Raises:
         RunDirectoryError: it cannot be written.
     """
-    if path.is_file():
-        with contextlib.suppress(OSError):  # a file system without links keeps one state
-            before(path).unlink(missing_ok=True)  # renaming to another name of the same file would do nothing
-            before(path).hardlink_to(path)
-    save_state(state, path)
+    new = path.with_name(f"{path.stem}.new{path.suffix}")
+    try:
+        save_state(state, new)
+        if path.is_file():
+            path.replace(before(path))
+        new.replace(path)  # `save_state` has flushed it
+        flush_names(path.parent)
+    except OSError as error:
+        raise RunDirectoryError(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def load_last_state(path: Path) -> dict[str, Any]:
     """The training state in a file, or, where that is damaged, the one that it replaced, which is said.
+
+    The damaged file is put aside, so that it does not replace the one before it.
 
     Raises:
         CheckpointError: neither can be read.
@@ -194,6 +202,8 @@ def load_last_state(path: Path) -> dict[str, Any]:
         except CheckpointError:
             raise error from None
         print(f"{path} is missing or damaged: going on from the state before it, {before(path).name}", flush=True)
+        with contextlib.suppress(OSError):  # it is missing
+            path.replace(path.with_name(f"{path.stem}.damaged{path.suffix}"))
         return state
 
 
@@ -229,24 +239,33 @@ def forget_checkpoints(folder: Path, after: int) -> None:
             shutil.rmtree(folder / str(step))
 
 
+_OWNED: set[Path] = set()
+"""By this process, which its own locks would not keep out; to close a second handle of a file even gives its lock back."""
+
+
 @contextmanager
 def owned_directory(directory: Path) -> Iterator[None]:
-    """Hold a run directory for writing; the lock goes with the process, however it ends.
+    """Hold a run directory for writing; the lock goes with the process, however it ends: its children do not inherit it.
 
     Raises:
-        RunDirectoryError: another process holds it, or it cannot be written.
+        RunDirectoryError: another run holds it, or it cannot be written.
     """
+    name = directory.resolve()
+    in_use = RunDirectoryError(f"{directory} is in use by another run: wait for it, or choose another --out")
+    if name in _OWNED:
+        raise in_use
     try:
         directory.mkdir(parents=True, exist_ok=True)
         lock = (directory / ".lock").open("w")
     except OSError as error:
         raise RunDirectoryError(f"cannot write to {directory}: {error.strerror}; choose another --out") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        lock.close()
-        raise RunDirectoryError(f"{directory} is in use by another run: wait for it, or choose another --out") from error
-    try:
-        yield
-    finally:
-        lock.close()
+    with lock:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise in_use from error
+        _OWNED.add(name)
+        try:
+            yield
+        finally:
+            _OWNED.discard(name)

@@ -92,7 +92,8 @@ def _parse_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
 def _parse_dataclass(cls: type, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise ConfigError(f"{where}: expected the fields of {cls.__name__}, found {value!r:.80}")
-    cls = next((found for found in _subclasses(cls) if found.__name__ == value.get("_type")), cls)
+    named = value.get("_type", cls.__name__)
+    cls = next((found for found in (cls, *_subclasses(cls)) if found.__name__ == named), None) or _no_class(cls, named, where)
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
     for name in value:
@@ -110,6 +111,10 @@ def _parse_dataclass(cls: type, value: Any, where: str) -> Any:
         return cls(**parsed)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
+
+
+def _no_class(cls: type, named: Any, where: str) -> typing.NoReturn:
+    raise ConfigError(f"{where}: these are fields of {named!r:.80}, where {cls.__name__} is expected")
 
 
 def _subclasses(cls: type) -> list[type]:

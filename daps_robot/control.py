@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from numpy.typing import ArrayLike
 
 from daps_robot.data.cameras import image_key
-from daps_robot.errors import ConfigError, ControlError
+from daps_robot.errors import ConfigError, ControlError, DataError
 from daps_robot.types import PlanRequest, SizedPolicy
 
 Observation = Mapping[str, Any] | ArrayLike
@@ -27,6 +27,10 @@ Observation = Mapping[str, Any] | ArrayLike
 <camera>_image), or, of a policy without cameras, the values of its keys side by side."""
 
 OnTrouble = Literal["raise", "hold"]
+
+
+class _UnfitError(ControlError):
+    """It is the observation that is at fault: a loop may go on with the next one."""
 
 
 class _Seen(NamedTuple):
@@ -116,17 +120,20 @@ class Controller:
             ControlError: the observation cannot be acted on (unless such are held over), or a plan is not finite. Nothing of the
                 bad observation is kept: the next call goes on.
         """
+        before = self._history.copy()
         try:
             seen = self._read(observation)
-        except ControlError:
+            self._history.append(seen)
+            while len(self._history) < self.policy.history:  # the first one, as often as there are none before it
+                self._history.append(seen)
+            has_plan = self._has_plan()
+        except _UnfitError:
+            self._history = before
             if self.on_bad_observation == "raise" or self._last is None:
                 raise
             self.counts.bad_observations += 1
             return self._hold()
-        self._history.append(seen)
-        while len(self._history) < self.policy.history:  # the first one, as often as there are none before it
-            self._history.append(seen)
-        if not self._has_plan():
+        if not has_plan:
             self.counts.held += 1
             return self._hold()
         assert self._plan is not None
@@ -136,13 +143,17 @@ class Controller:
             self.counts.clipped += int(outside.sum())
         self._step += 1
         self.counts.steps += 1
-        self._last = action.astype(np.float32)
+        self._last = np.asarray(action, np.float32)
         return self._last.copy()
 
     def _has_plan(self) -> bool:
         """Sees to it that there is a plan for this step; whether there is one."""
         if self._plan is None or self._step - self._planned_at >= self.execute:
-            self._adopt(self.policy.plan(self._request()), self._step)
+            try:
+                plans = self.policy.plan(self._request())
+            except DataError as error:
+                raise _UnfitError(str(error)) from error
+            self._adopt(plans, self._step)
         return True
 
     def _request(self) -> PlanRequest:
@@ -157,9 +168,11 @@ class Controller:
         expected = (1, self.policy.horizon, self.policy.action_dim)
         if np.shape(plans) != expected:
             raise ControlError(f"the policy's plan has shape {np.shape(plans)}, its horizon and action dimension make {expected}")
-        if not np.isfinite(plans).all():
+        with np.errstate(over="ignore"):  # of float64, becomes infinite here and is refused below
+            plan = np.asarray(plans, np.float32)[0]
+        if not np.isfinite(plan).all():
             raise ControlError("the policy's plan is not finite: was it trained to the end on this task?")
-        self._plan, self._planned_at = np.asarray(plans)[0], step
+        self._plan, self._planned_at = plan, step
 
     def _hold(self) -> Float[np.ndarray, " a"]:
         assert self._last is not None
@@ -170,7 +183,7 @@ class Controller:
         """What the policy sees of it, as a copy.
 
         Raises:
-            ControlError: a key is missing, or the values are no finite numbers, or not as many as the policy sees, or a picture
+            _UnfitError: a key is missing, or the values are no finite numbers, or not as many as the policy sees, or a picture
                 is not of the size that it sees.
         """
         by_key = isinstance(observation, Mapping)
@@ -178,12 +191,12 @@ class Controller:
         values = {}
         for key in self.policy.obs_keys if by_key else parts:
             if key not in parts:
-                raise ControlError(f"the observation lacks {key!r}, which the policy sees; it has {', '.join(map(repr, parts))}")
+                raise _UnfitError(f"the observation lacks {key!r}, which the policy sees; it has {', '.join(map(repr, parts))}")
             values[key] = _finite(parts[key], key)
         seen = np.concatenate(list(values.values()))
         if len(seen) != self.policy.observation_dim:
             sizes = " + ".join(f"{key!r} {len(part)}" for key, part in values.items())
-            raise ControlError(f"the observation has {len(seen)} values ({sizes}), the policy sees {self.policy.observation_dim}")
+            raise _UnfitError(f"the observation has {len(seen)} values ({sizes}), the policy sees {self.policy.observation_dim}")
         if not self.policy.cameras:
             return _Seen(seen, None)
         size = self.policy.picture_size
@@ -243,21 +256,24 @@ def within_bounds(
 
 def _finite(value: Any, key: str) -> Float[np.ndarray, " _"]:
     try:
+        found = np.asarray(value)
+        if found.dtype.kind not in "fiub":
+            raise TypeError(f"it is {found.dtype} of shape {found.shape}")
         with np.errstate(over="ignore"):  # of float64, becomes infinite here and is refused below
-            part = np.asarray(value, dtype=np.float32).ravel()
-    except (TypeError, ValueError) as error:
-        raise ControlError(f"the observation's {key!r} is no array of numbers: {error}") from error
+            part = found.astype(np.float32).ravel()
+    except (TypeError, ValueError, RuntimeError) as error:  # the last of a tensor with a gradient
+        raise _UnfitError(f"the observation's {key!r} is no array of numbers: {error}") from error
     if not np.isfinite(part).all():
-        raise ControlError(f"the observation's {key!r} is not finite: value {int(np.argmin(np.isfinite(part)))} of {len(part)}")
+        raise _UnfitError(f"the observation's {key!r} is not finite: value {int(np.argmin(np.isfinite(part)))} of {len(part)}")
     return part
 
 
 def _picture(parts: Mapping[str, Any], key: str, size: tuple[int, int]) -> UInt8[np.ndarray, "height width 3"]:
     if key not in parts:
-        raise ControlError(f"the observation lacks {key!r}, a picture that the policy sees; it has {', '.join(map(repr, parts))}")
+        raise _UnfitError(f"the observation lacks {key!r}, a picture that the policy sees; it has {', '.join(map(repr, parts))}")
     picture = np.asarray(parts[key])
     if picture.dtype != np.uint8 or picture.shape != (*size, 3):
-        raise ControlError(
+        raise _UnfitError(
             f"the observation's {key!r} is {picture.dtype} of shape {picture.shape}, the policy sees uint8 of {(*size, 3)}"
         )
     return picture

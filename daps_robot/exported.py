@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ from jaxtyping import Float, Int
 
 from daps_robot.config import from_json
 from daps_robot.control import Acting
-from daps_robot.errors import CheckpointError, ConfigError
+from daps_robot.errors import CheckpointError, ConfigError, DataError
 from daps_robot.types import JSON, PlanRequest
 
 FORMAT, VERSION = "daps_robot/exported", 1
 METADATA = "daps_robot"
 """Under which the file holds its `ExportedConfig`, as JSON."""
+
+CHECKSUM = b"daps_robot.crc32"
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,24 @@ class ExportedPolicy(Acting):
     def decide(
         self, observations: Float[np.ndarray, "1 n o"]
     ) -> tuple[Int[np.ndarray, "1 l"] | None, Float[np.ndarray, "1 h a"]]:
-        """The codes (None of a policy without) and the chunk of one observation history, in the environment's units."""
-        *codes, chunk = self._session.run(None, {"observations": observations})
+        """The codes (None of a policy without) and the chunk of one observation history, in the environment's units.
+
+        Raises:
+            ConfigError: the observations are of another shape than the policy was made for.
+            DataError: they are so large that the policy cannot tell what to do.
+            CheckpointError: the graph cannot be computed.
+        """
+        wanted = (1, self.history, self.observation_dim)
+        if observations.shape != wanted or observations.dtype != np.float32:
+            raise ConfigError(
+                f"{self.path} plans from float32 of {wanted}, not from {observations.dtype} of {observations.shape}"
+            )
+        try:
+            *codes, chunk = self._session.run(None, {"observations": observations})
+        except Exception as error:  # ONNX Runtime's own, of many kinds
+            raise CheckpointError(f"{self.path} cannot be computed: export it anew ({_reason(error)})") from error
+        if not np.isfinite(chunk).all():
+            raise DataError("the observations overflow in the policy: they are far outside of those it was trained on")
         return (codes[0] if codes else None), chunk
 
     def plan(self, request: PlanRequest) -> Float[np.ndarray, "b h a"]:
@@ -90,14 +109,29 @@ def _session(path: Path) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1  # see `rollout.threads`
     options.log_severity_level = 3
+    # A graph may name other files for its weights, which ONNX Runtime would look for where the program runs.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.absolute() / "nowhere"))
     try:
-        # From memory: a graph that names other files for its weights is not followed there.
-        return onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+        model = path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}; give a file that export_policy.py wrote") from error
-    except Exception as error:  # ONNX Runtime's own, of many kinds
-        reason = str(error).splitlines()[0][:120]
-        raise CheckpointError(f"{path} is not a readable ONNX file: copy it again, or export anew ({reason})") from error
+    if model != sealed(model[: -len(sealed(b""))]):
+        raise CheckpointError(f"{path} is damaged, or export_policy.py did not write it: copy it again, or export anew")
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise CheckpointError(f"{path} is not a readable ONNX file: copy it again, or export anew ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]
+
+
+def sealed(model: bytes) -> bytes:
+    """An ONNX model with the CRC-32 of its bytes behind it, as one more entry of its metadata (field 14 of ModelProto)."""
+    value = f"{zlib.crc32(model):08x}".encode()
+    entry = b"\x0a" + bytes([len(CHECKSUM)]) + CHECKSUM + b"\x12" + bytes([len(value)]) + value
+    return model + b"\x72" + bytes([len(entry)]) + entry
 
 
 def _config(session: Any, path: Path) -> ExportedConfig:

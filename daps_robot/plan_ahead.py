@@ -23,7 +23,7 @@ from typing import Any, Self
 from numpy.typing import ArrayLike
 
 from daps_robot.control import Controller, OnTrouble
-from daps_robot.errors import ConfigError, ControlError
+from daps_robot.errors import ConfigError, ControlError, DataError
 from daps_robot.types import SizedPolicy
 
 
@@ -74,6 +74,7 @@ class PlanAhead(Controller):
     def close(self) -> None:
         """End the thread, after the plan that is under way; `act` cannot plan afterwards."""
         self._thread.shutdown(cancel_futures=True)
+        self._pending = None
 
     def __enter__(self) -> Self:
         return self
@@ -113,4 +114,10 @@ class PlanAhead(Controller):
     def _take(self, wait: bool = False) -> None:
         pending, self._pending = self._pending, None
         assert pending is not None and (wait or pending.done())
-        self._adopt(pending.result(), self._asked_at)
+        try:
+            plans = pending.result()
+        except DataError as error:
+            raise ControlError(
+                f"the plan from the observation {self._step - self._asked_at} steps ago failed: {error}"
+            ) from error
+        self._adopt(plans, self._asked_at)

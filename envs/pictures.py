@@ -99,7 +99,9 @@ def _in_workers(task: str, config: RenderDemos, demos: DemoSet) -> Iterator[dict
         yield from map(Painter(task, config.cameras, config.size).paint, wheres, states, hands)
         return
     with worker_pool(count, start_worker, task, config.cameras, config.size) as pool:
-        yield from pool.map(work, wheres, states, hands)
+        jobs = list(zip(wheres, states, hands, strict=True))
+        for first in range(0, len(jobs), 4 * count):  # no more pictures wait than the file takes in
+            yield from pool.map(work, *zip(*jobs[first : first + 4 * count], strict=True))
 
 
 def _replace(obs: h5py.Group, key: str, pictures: UInt8[np.ndarray, "t size size 3"]) -> None:

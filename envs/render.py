@@ -45,6 +45,8 @@ class Cameras:
         self._context = _open_context(size, size)
         self._context.make_current()
         model.vis.quality.offsamples = 0
+        model.vis.global_.offwidth = max(model.vis.global_.offwidth, size)  # of the buffer that is drawn into
+        model.vis.global_.offheight = max(model.vis.global_.offheight, size)
         self._painter = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
         atexit.register(self.close)  # registered after MuJoCo's own end of EGL, so it runs before that
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._painter)

@@ -136,6 +136,23 @@ def test_a_directory_has_one_owner(tmp_path):
     assert other() == "mine\n"
 
 
+def test_a_child_does_not_keep_the_directory_of_a_dead_run(tmp_path):
+    """As the processes that load data, which notice seconds later that their parent is gone."""
+    code = (
+        "import os, sys, time; from pathlib import Path; from daps_robot.checkpoints import owned_directory\n"
+        "with owned_directory(Path(sys.argv[1])):\n"
+        " child = os.fork()\n"
+        " if child: print(child, flush=True); os.kill(os.getpid(), 9)\n"
+        " os.close(1); time.sleep(60)"
+    )
+    run = subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True, timeout=50)
+    try:
+        with owned_directory(tmp_path / "run"):
+            pass
+    finally:
+        os.kill(int(run.stdout), 9)
+
+
 def test_a_directory_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunDirectoryError, match="file"), owned_directory(tmp_path / "file" / "run"):
@@ -178,14 +195,18 @@ def test_the_state_before_the_last_stands_in_for_a_damaged_one(tmp_path, capsys)
     path.write_bytes(path.read_bytes()[:-20])
     assert load_last_state(path) == {"step": 2}
     assert "state.pt is missing or damaged: going on from the state before it, state.before.pt" in capsys.readouterr().out
-    before(path).write_bytes(b"")
+    assert load_last_state(path) == {"step": 2}  # a write that fails now finds it
+    replace_state({"step": 3}, path)
+    assert (load_last_state(path), load_state(before(path))) == ({"step": 3}, {"step": 2})
+    for each in (path, before(path)):
+        each.write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"/state\.pt is not"):
         load_last_state(path)
 
 
 def test_writes_that_fail_again_and_again_leave_the_state(tmp_path, monkeypatch):
-    """After the first, the state and the one before it are two names of one file, which must not be written into."""
-    replace_state({"step": 1}, path := tmp_path / "state.pt")
+    for step in (0, 1):
+        replace_state({"step": step}, path := tmp_path / "state.pt")
 
     def half(state, file):
         file.write(b"half")
@@ -195,7 +216,7 @@ def test_writes_that_fail_again_and_again_leave_the_state(tmp_path, monkeypatch)
     for _ in range(3):
         with pytest.raises(RunDirectoryError, match="No space left"):
             replace_state({"step": 2}, path)
-        assert load_state(path) == load_state(before(path)) == {"step": 1}
+        assert (load_state(path), load_state(before(path))) == ({"step": 1}, {"step": 0})
     monkeypatch.undo()
     replace_state({"step": 2}, path)
     assert (load_state(path), load_state(before(path))) == ({"step": 2}, {"step": 1})

@@ -89,6 +89,8 @@ def tampered(config, path, value):
         ("decoder.hidden", 64, r"file\.decoder\.hidden: expected a list"),
         ("decoder.hidden", [64, "x"], r"file\.decoder\.hidden\[1\]: expected int"),
         ("decoder._type", "Unheard", r"file\.decoder: expected one of ChunkDecoderConfig"),
+        ("codes._type", 8, r"file\.codes: these are fields of 8, where CodeModelConfig is expected"),
+        ("likelihood._type", "CodeModelConfig", r"file\.likelihood: these are fields of 'CodeModelConfig', where Likeli"),
         ("decoder", 5, r"file\.decoder: expected one of"),
         ("likelihood.variance", "huge", r"file\.likelihood\.variance"),
         ("likelihood.variance", [], r"file\.likelihood\.variance"),

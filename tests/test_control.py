@@ -9,7 +9,7 @@ import torch
 from tiny import make_imitation, make_policy
 
 from daps_robot.control import Controller
-from daps_robot.errors import ConfigError, ControlError
+from daps_robot.errors import ConfigError, ControlError, DataError
 from daps_robot.models.policy import DecodingConfig
 
 
@@ -122,8 +122,11 @@ BAD = {
     r"4 values \('b' 1 \+ 'a' 3\), the policy sees 3": {"a": np.zeros(3), "b": np.zeros(1)},
     "4 values": np.zeros(4),
     "6 values": np.zeros((2, 3)),
-    "is not finite": None,
+    "no array of numbers: it is object of shape": None,
     "no array": [[1.0], [2.0, 3.0]],
+    "no array of numbers: it is complex128": np.zeros(3, complex),
+    "no array of numbers: it is object": [10**400, 0, 0],
+    "no array of numbers: .*requires grad": torch.zeros(3, requires_grad=True),
 }
 
 
@@ -150,6 +153,28 @@ def test_or_the_last_action_is_given_again_while_the_plan_waits():
     assert (controller.counts.bad_observations, controller.counts.steps) == (3, 6)
 
 
+@pytest.mark.parametrize("on_bad_observation", ["raise", "hold"])
+def test_an_observation_that_overflows_in_the_policy_is_forgotten(on_bad_observation):
+    policy = Recorder()
+    controller = Controller(policy, on_bad_observation=on_bad_observation)
+    assert first(controller, 2) == [0, 1]
+    plan = policy.plan
+
+    def overflow(request):
+        raise DataError("row 0 of the request overflows in the policy")
+
+    policy.plan = overflow
+    if on_bad_observation == "hold":
+        assert controller.act(seen(7))[0] == 1
+        assert controller.counts.bad_observations == 1
+    else:
+        with pytest.raises(ControlError, match="overflows"):
+            controller.act(seen(7))
+    policy.plan = plan
+    assert controller.act(seen(2))[0] == 10
+    assert policy.requests[-1].observations[0, :, 0].tolist() == [0, -1, -2]
+
+
 def test_actions_are_clipped_and_counted():
     controller = Controller(Recorder(), bounds=([0, -1], [10.5, 1]))
     given = np.stack([controller.act(seen(t)) for t in range(4)])
@@ -164,7 +189,8 @@ def test_actions_are_clipped_and_counted():
 
 def test_a_plan_that_is_not_finite_or_of_another_shape_is_not_executed():
     policy = Recorder()
-    for plan, message in ((np.full((1, 6, 2), np.nan), "not finite"), (np.zeros((6, 2)), "shape")):
+    wrong = ((np.full((1, 6, 2), np.nan), "not finite"), (np.full((1, 6, 2), 1e300), "not finite"), (np.zeros((6, 2)), "shape"))
+    for plan, message in wrong:
         policy.plan = lambda request, plan=plan: plan
         with pytest.raises(ControlError, match=message):
             Controller(policy).act(seen(0))

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from daps_robot.errors import ConfigError, ControlError
+from daps_robot.errors import ConfigError, ControlError, DataError
 from daps_robot.plan_ahead import PlanAhead
 from daps_robot.types import PlanRequest
 
@@ -105,6 +105,10 @@ def test_at_the_end_of_the_plan_before_a_late_one_is_an_error_or_held_for(on_lat
         policy.gate.release(9)
 
 
+def overflow(request):
+    raise DataError("row 0 overflows")
+
+
 def test_what_the_policy_raises_comes_out_of_act():
     policy = Slow()
     with PlanAhead(policy, 2) as controller:
@@ -118,10 +122,15 @@ def test_what_the_policy_raises_comes_out_of_act():
         settle(controller)
         with pytest.raises(ZeroDivisionError):
             controller.act([4.0])
-        policy.plan = plan
-        assert controller.act([5.0])[0] == 4  # asks again
+        policy.plan = overflow
+        controller.act([4.0])
         settle(controller)
-        assert [float(controller.act([x])[0]) for x in (6, 7)] == [5, 502]
+        with pytest.raises(ControlError, match="1 steps ago failed: row 0 overflows"):
+            controller.act([4.0])
+        policy.plan = plan
+        assert controller.act([5.0])[0] == 5  # asks again
+        settle(controller)
+        assert [float(controller.act([x])[0]) for x in (6, 7)] == [6, 502]
 
 
 def test_a_reset_throws_the_plan_under_way_away():
@@ -144,9 +153,10 @@ def test_one_thread_which_ends():
             controller.act([x])
         assert len(set(threading.enumerate()) - before) == 1
     assert set(threading.enumerate()) <= before and len(policy.threads) == 1
-    controller.reset()
-    with pytest.raises(ControlError, match="closed"):
-        controller.act([0.0])
+    for _ in range(2):  # in the middle of an episode, too
+        with pytest.raises(ControlError, match="closed"):
+            controller.act([0.0]), controller.act([0.0]), controller.act([0.0])
+        controller.reset()
     forgotten = PlanAhead(Slow(), 1)
     forgotten.act([0.0])
     del forgotten

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from daps_robot.atomic import rename_whole
 from daps_robot.commands.distill_policy import env_in, newest_run, run_description
 from daps_robot.commands.train_action_vae import split
 from daps_robot.control import Controller
@@ -92,7 +93,7 @@ def run(config: ExportPolicy) -> JSON:
         with torch_threads(1):
             report = compare(policy, exported, observations)
             latency = act_latency({"saved": saved, "exported": exported}, observations[:, -1], config.calls)
-        unchecked.replace(out)
+        rename_whole(unchecked, out)
     finally:
         unchecked.unlink(missing_ok=True)
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB; plans as {policy_run} does on {len(observations)} held-out observations")

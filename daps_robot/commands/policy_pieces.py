@@ -154,7 +154,7 @@ def _check_unchanged(dataset: str, learning: Learning) -> None:
 
 def _sitting(place: Path) -> dict[str, Any]:
     """Whether a run begins or goes on. What left no state, such as a table that is fitted in one go, begins again."""
-    started = (place / "state.pt").is_file()
+    started = any((place / name).is_file() for name in ("state.pt", "state.before.pt"))
     return {"out": place, "resume": started, "overwrite": not started}
 
 

@@ -15,6 +15,7 @@ from urllib.request import HTTPRedirectHandler, OpenerDirector, Request, build_o
 
 from tqdm import tqdm
 
+from daps_robot.atomic import rename_whole
 from daps_robot.data.demos import file_sha256
 from daps_robot.data.hdf5 import short
 from daps_robot.errors import DataError
@@ -93,7 +94,7 @@ def download(url: str, path: Path, sha256: str, size: int) -> None:
             if (found := file_sha256(part)) != sha256:
                 part.unlink()
                 raise DataError(f"{url} gave other bytes than expected (SHA-256 {found}, not {sha256}): try again, {by_hand}.")
-            part.replace(path)
+            rename_whole(part, path)
     except BlockingIOError as error:
         raise DataError(f"{part}: another process is downloading it; wait for that.") from error
     except (OSError, ValueError, http.client.HTTPException) as error:

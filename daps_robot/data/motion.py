@@ -12,6 +12,7 @@ The file, lafan1_g1.npz, is LAFAN1 (Harvey et al. 2020) retargeted to the G1, 30
 from __future__ import annotations
 
 import math
+import sys
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from daps_robot.data.catalog import data_folders, find_file
 from daps_robot.data.files import unreadable_named
-from daps_robot.data.hdf5 import listing, short, suggest
+from daps_robot.data.hdf5 import check_printable, listing, short, suggest
 from daps_robot.errors import ConfigError, DataError
 
 LAFAN_FILE = "lafan1_g1.npz"
@@ -203,6 +204,8 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
             for name in _ARRAYS:
                 with archive.open(f"{name}.npy") as stream:
                     arrays[name] = np.lib.format.read_array(stream, allow_pickle=False)
+            for name in ("clip", "layout"):
+                _check_text(path, name, arrays[name])
             return arrays
     except DataError:
         raise
@@ -225,6 +228,15 @@ def _declared_bytes(path: Path, archive: zipfile.ZipFile, name: str) -> int:
     if not fits or (name == "motion" and (dtype != np.float32 or shape[1] != CHANNELS)):
         raise DataError(f"{path}: '{name}' is {dtype} of shape {shape}; it must be {words}: convert it")
     return math.prod(shape) * dtype.itemsize
+
+
+def _check_text(path: Path, name: str, texts: np.ndarray) -> None:
+    """numpy hands on code points that no text has, at which Python's own functions fail."""
+    points = np.ascontiguousarray(texts.astype(texts.dtype.newbyteorder("="))).view(np.uint32)
+    if points.max(initial=0) > sys.maxunicode:
+        raise DataError(f"{path}: '{name}' holds what is no text; copy or download it again")
+    for text in texts.ravel().tolist():
+        check_printable(path, text)
 
 
 def _clips(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, tuple[int, int]]:

@@ -13,6 +13,9 @@ from daps_robot.errors import ConfigError
 from daps_robot.models.code_model import CodeModelConfig
 from daps_robot.models.table import STILL, TableTokenizer, check_chunk
 
+MAX_BINS = 2**24
+"""More, and float32 could not tell the bins of a number apart."""
+
 
 @dataclass(frozen=True)
 class BinsTokenizerConfig:
@@ -32,10 +35,10 @@ class BinsTokenizerConfig:
 
     def __post_init__(self) -> None:
         check_chunk(self.horizon, self.channels)
-        if self.bins < 2 or not 1 <= self.knots <= self.horizon:
+        if not 2 <= self.bins <= MAX_BINS or not 1 <= self.knots <= self.horizon:
             raise ConfigError(
-                f"{self.bins} bins at {self.knots} knots of {self.horizon} steps × {self.channels}: "
-                "use 2 bins or more, at 1 to as many knots as there are steps"
+                f"{self.bins!s:.20} bins at {self.knots} knots of {self.horizon} steps × {self.channels}: "
+                f"use 2 to {MAX_BINS} bins, at 1 to as many knots as there are steps"
             )
 
     @property

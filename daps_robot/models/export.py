@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import warnings
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from daps_robot.checkpoints import write_atomically
 from daps_robot.config import to_json
 from daps_robot.errors import ConfigError
-from daps_robot.exported import FORMAT, METADATA, VERSION, ExportedConfig
+from daps_robot.exported import FORMAT, METADATA, VERSION, ExportedConfig, sealed
 from daps_robot.models.policy import LatentPolicy
 from daps_robot.models.regression import RegressionPolicy
 from daps_robot.models.tokenizer import Tokenizer
@@ -32,9 +33,14 @@ class Graph(nn.Module):
         self.policy = policy
 
     def forward(self, observations: Tensor) -> tuple[Tensor, ...]:
-        if isinstance(self.policy, LatentPolicy):
-            return self.policy.decide(observations)
-        return (self.policy.action_scaler.denormalize(self.policy.decode(self.policy.scaler.normalize(observations))),)
+        """The chunk is NaN where an observation's square overflows: past that a graph, which cannot raise, makes up numbers."""
+        policy = self.policy
+        if isinstance(policy, LatentPolicy):
+            *codes, chunk = policy.decide(observations)
+        else:
+            codes, chunk = [], policy.action_scaler.denormalize(policy.decode(policy.scaler.normalize(observations)))
+        finite = observations.square().sum().isfinite()
+        return (*codes, torch.where(finite, chunk, torch.full_like(chunk, torch.nan)))
 
 
 def export_policy(policy: TrainedPolicy, path: Path, run: JSON) -> None:
@@ -76,7 +82,7 @@ def export_policy(policy: TrainedPolicy, path: Path, run: JSON) -> None:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
-                Graph(supported).cpu().eval(),
+                Graph(copy.deepcopy(supported)).cpu().eval(),
                 (example,),
                 dynamo=True,
                 verbose=False,
@@ -87,7 +93,12 @@ def export_policy(policy: TrainedPolicy, path: Path, run: JSON) -> None:
         logging.disable(before)
     assert program is not None
     program.model.metadata_props[METADATA] = json.dumps({"format": FORMAT, "version": VERSION, "config": to_json(config)})
-    write_atomically(path, lambda temporary: program.save(temporary, external_data=False))
+
+    def write(temporary: Path) -> None:
+        program.save(temporary, external_data=False)
+        temporary.write_bytes(sealed(temporary.read_bytes()))
+
+    write_atomically(path, write)
 
 
 def exportable(policy: TrainedPolicy) -> LatentPolicy | RegressionPolicy:

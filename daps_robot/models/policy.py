@@ -165,7 +165,6 @@ class LatentPolicy(Acting, nn.Module):
 
     kind = "policy"
     needs_expert = False
-    execute = 4
 
     def __init__(self, config: PolicyConfig, tokenizer: ActionTokenizer | None = None, scaler: Scaler | None = None) -> None:
         super().__init__()
@@ -180,6 +179,7 @@ class LatentPolicy(Acting, nn.Module):
         self.history = config.front_end.history
         self.cameras, self.picture_size = config.cameras, picture_size(config.front_end.pictures)
         self.horizon, self.action_dim = self.tokenizer.horizon, self.tokenizer.action_dim
+        self.execute = min(4, self.horizon)
         self.offset = None
         if config.offset_head:
             likelihood = config.tokenizer.likelihood if isinstance(config.tokenizer, TokenizerConfig) else None

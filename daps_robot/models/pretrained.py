@@ -7,6 +7,7 @@ JSON, neither of which can run code.
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -63,7 +64,11 @@ def find_model(source: str | Path) -> Path:
         ConfigError: it would have to come from the hub, and huggingface_hub is not installed.
     """
     path = Path(source)
-    if path.exists():
+    try:
+        there = path.exists()
+    except OSError as error:
+        raise CheckpointError(f"{str(source)[:100]} cannot be the name of a directory: {error.strerror}") from error
+    if there:
         in_run = (path / "model" / "config.json").is_file() and not (path / "model.safetensors").exists()
         return path / "model" if in_run else path
     named = HUB_ID.fullmatch(source) if isinstance(source, str) else None
@@ -77,6 +82,9 @@ def _from_hub(repository: str, revision: str | None) -> Path:
         raise ConfigError(
             f"there is no directory {repository} here; to look for it on the Hugging Face hub: pip install 'daps-robot[hub]'"
         ) from error
+    endpoint = os.environ.get("HF_ENDPOINT", "https:")
+    if not endpoint.startswith("https:"):
+        raise ConfigError(f"HF_ENDPOINT={endpoint}: models are fetched over https alone; give another, or none")
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=list(FILES)))
     except Exception as error:  # the hub's client has many, and those of the network come through

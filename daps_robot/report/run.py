@@ -104,14 +104,15 @@ def read_run(out: Path) -> Run:
     if not isinstance(records, list) or not all(isinstance(record, dict) and "success" in record for record in records):
         raise RunDirectoryError(f"{path}: rollouts.records is no list of episodes: run scripts/evaluate.py again")
     names = videos if isinstance(videos := bare.get("rollouts.videos", []), list) else []
-    listed = [out / "videos" / Path(str(name)).name for name in names]
+    listed = [Path(str(name)).name for name in names]
+    there = {video.name: video for video in (out / "videos").glob("*") if video.is_file()}
     return Run(
         out,
         report,
         _metrics(bare.get("configuration.policy.tokenizer"), out / "tokenizer"),
         _metrics(policy_directory(bare), out / "policy"),
-        tuple(video for video in listed if video.is_file()),
-        tuple(video.name for video in listed if not video.is_file()),
+        tuple(there[name] for name in listed if name in there),
+        tuple(name for name in listed if name not in there),
     )
 
 

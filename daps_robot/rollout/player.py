@@ -13,6 +13,7 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from jaxtyping import Float, UInt8
 
+from daps_robot.atomic import rename_whole
 from daps_robot.data.cameras import HAND, check_hand
 from daps_robot.errors import SimulationError
 from daps_robot.rollout.simulation import as_dict, fit_actions, layout_of, make_env, score_of, succeeded
@@ -218,7 +219,7 @@ def written(
         for _ in range(round(HOLD_SECONDS * fps)):
             write(last)
         writer.close()
-        partial.replace(path)
+        rename_whole(partial, path)
     finally:
         writer.close()
         partial.unlink(missing_ok=True)

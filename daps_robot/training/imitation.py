@@ -38,12 +38,10 @@ class ImitationObjective(Objective):
     def held_out_loss(self) -> float:
         """The mean over batches of 256 windows, by their numbers of windows, with noise from torch's global generator."""
         data, device, total = self.policy.windows(self.valid), self.policy.scaler.shift.device, 0.0
-        self.policy.train()  # a mixture of robomimic's has less noise when it acts
         for index in torch.arange(len(data)).split(256):
             batch = to_device(data.gather(index), device)
             assert isinstance(batch, ChunkBatch)
             total += len(index) * float(self.policy.losses(batch)[0])
-        self.policy.eval()
         return total / len(data)
 
     def save(self, directory: Path) -> None:

@@ -17,7 +17,7 @@ class MetricLogger:
     """Writes rows {"step", "split", metrics…} to `metrics.jsonl` and scalars to `tensorboard/` in a directory."""
 
     def __init__(self, directory: Path, first_step: int, tensorboard: bool = True) -> None:
-        """Rows at or past `first_step` (of an interrupted run) are dropped: they will be written again."""
+        """Rows past `first_step` (of an interrupted run) are dropped: they will be written again."""
         self.path = directory / "metrics.jsonl"
         rows = [row for row in read_rows(self.path) if row["step"] <= first_step] if first_step else []
         try:

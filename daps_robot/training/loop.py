@@ -65,7 +65,7 @@ class Training:
         next_line = clock
         try:
             while not progress.finished:
-                self.step(self.fabric.to_device(next(stream)), share)
+                self.step(self.fabric.to_device(self.next_batch(stream)), share)
                 progress.step += 1
                 bar.update()
 
@@ -93,10 +93,6 @@ class Training:
                     parallel.wait_for_all()  # the first to leave makes the others' launcher end them
                     raise KeyboardInterrupt(f"stopped at step {progress.step}; state saved in {self.directory}")
             self.save()
-        except DataError:
-            if parallel.world_size() == 1:
-                self.save()
-            raise
         except RuntimeError as error:
             raise dead_worker(error, config.workers) or parallel.died(error) or error from None
         finally:
@@ -104,6 +100,15 @@ class Training:
             bar.close()
             if self.logger is not None:
                 self.logger.close()
+
+    def next_batch(self, stream: Iterator[Any]) -> Any:
+        """The next batch; where the data cannot be had, what was trained so far is saved before the error goes on."""
+        try:
+            return next(stream)
+        except DataError:
+            if parallel.world_size() == 1:
+                self.save()
+            raise
 
     def step(self, batch: Any, rows: slice) -> None:
         """One optimiser step on a batch, of which these are the rows of this process."""
@@ -160,10 +165,24 @@ class Training:
 
     def evaluate(self) -> None:
         """Validate (the averaged weights if there are such), log, and keep the model if it is the best, or as one of the last."""
-        objective, progress = self.objective, self.progress
+        with self.evaluated_weights():
+            self.validate()
+
+    @contextmanager
+    def evaluated_weights(self) -> Iterator[None]:
+        """The averaged weights in place of the trained ones, which are back however this ends: they are what is saved."""
         if self.average is not None:
             self.average.swap()
-        objective.eval()
+        self.objective.eval()
+        try:
+            yield
+        finally:
+            self.objective.train()
+            if self.average is not None:
+                self.average.swap()
+
+    def validate(self) -> None:
+        objective, progress = self.objective, self.progress
         torch.manual_seed(step_seed(self.config.seed, NO_STEP))  # the same noise at every validation
         metrics = {**objective.evaluate(), "step": progress.step, "train_seconds": progress.seconds}
         progress.evaluations_since_best += 1
@@ -182,9 +201,6 @@ class Training:
                 save_json(metrics, self.directory / "best.json")
             if keep := self.config.keep_last:
                 keep_checkpoint(self.directory / "checkpoints", progress.step, keep, objective.save)
-        objective.train()
-        if self.average is not None:
-            self.average.swap()
 
     def save(self) -> None:
         self.interval.share(self.fabric.device)

@@ -137,4 +137,4 @@ class Trainer:
             raise RunDirectoryError(f"{self.directory} holds a run of {kinds[0]}, not of {kinds[1]}: choose another --out")
 
     def _holds_results(self) -> bool:
-        return any((self.directory / name).exists() for name in ("state.pt", "best.json"))
+        return any((self.directory / name).exists() for name in ("state.pt", "state.before.pt", "best.json"))

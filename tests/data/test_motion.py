@@ -176,6 +176,8 @@ def changed_motion(row, columns, value):
         ({"clip": np.arange(3)}, r"'clip' is int64 of shape \(3,\); it must be names"),
         ({"clip_ends": np.array([11.0, 19, 32])}, "'clip_ends' is float64"),
         ({"fps": np.array(60)}, "at 60 frames a second"),
+        ({"clip": np.array([[119, 2**31], [1, 0], [2, 0]], np.uint32).view("U2")[:, 0]}, "'clip' holds what is no text"),
+        ({"clip": np.array(["walk", "a\x1b[2J", "run"])}, "cannot be printed"),
         ({"layout": np.array("root xyz quat wxyz")}, "holds 'root xyz quat wxyz' at 30"),
         ({"clip_ends": np.array([11, 19])}, "2 clip_ends for 3 clips"),
         ({"clip": np.array(["walk", "fall", "walk"])}, r"\(2 names\)"),

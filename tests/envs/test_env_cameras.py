@@ -80,6 +80,18 @@ def test_pictures_are_drawn_when_asked_for():
     assert LiftEnv().pictures() == {}
 
 
+def test_a_picture_larger_than_the_default_buffer_is_whole():
+    """MuJoCo's has 640 × 480 pixels, and what lies outside of it is never drawn."""
+    small, large = (LiftEnv(cameras=("agentview",), camera_size=size) for size in (80, 720))
+    try:
+        pictures = [env.reset(seed=3)[0]["agentview_image"].astype(float) for env in (small, large)]
+    except SimulationError as error:
+        pytest.skip(f"no OpenGL here: {error}")
+    coarse = pictures[1].reshape(80, 9, 80, 9, 3).mean((1, 3))
+    assert np.abs(coarse - pictures[0]).mean() < 10
+    small.close(), large.close()
+
+
 def test_cameras_that_cannot_be_are_refused():
     with pytest.raises(SimulationError, match=r"Lift has no camera sofa; it has .*agentview.*robot0_eye_in_hand"):
         LiftEnv(cameras=("sofa",))

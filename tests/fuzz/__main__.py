@@ -27,6 +27,8 @@ def main() -> int:
         return 0
     from .readers import READERS
 
+    if unknown := set(given.only or ()) - set(READERS):
+        parser.error(f"no reader {', '.join(sorted(unknown))}: there are {', '.join(READERS)}")
     readers = [name for name in given.only or READERS if READERS[name].there]
     started = time.perf_counter()
     tallies = fuzz(readers, -(-given.inputs // len(readers)), given.seed, given.keep.absolute())

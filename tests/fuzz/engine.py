@@ -181,9 +181,9 @@ def _outcome(reader: Any, folder: Path, seconds: float, whole: Any) -> str:
 
 
 def known(error: BaseException | None) -> bool:
-    """Whether HDF5 itself took the memory: it allocates what a text of variable length claims, up to 4 GiB, before it looks."""
+    """Whether HDF5 itself took the memory: it allocates what a length among its own records claims before it looks there."""
     while error is not None:
-        if "memory allocation failed for chunk" in str(error):
+        if re.search("memory allocation failed for (chunk|on disk)", str(error)):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -43,8 +43,10 @@ from daps_robot.data.motion import FPS, LAYOUT, read_motion
 from daps_robot.data.picture_files import FolderPictures, JpegPictures
 from daps_robot.data.tar_files import TarPictures
 from daps_robot.errors import DataError, SimulationError
+from daps_robot.exported import ExportedPolicy
 from daps_robot.models.action_tokenizer import load_tokenizer
 from daps_robot.models.bins import BinsTokenizer, BinsTokenizerConfig
+from daps_robot.models.export import export_policy
 from daps_robot.models.fast import FASTTokenizer, FASTTokenizerConfig
 from daps_robot.models.policies import load_policy
 from daps_robot.models.tokenizer import Tokenizer
@@ -316,6 +318,16 @@ def finite(values: Any) -> None:
         raise SimulationError("the actions are not finite")
 
 
+def build_exported(folder: Path) -> None:
+    torch.manual_seed(0)
+    export_policy(make_imitation("regression")[0], folder / "policy.onnx", {})
+
+
+def exported(folder: Path) -> Any:
+    policy = ExportedPolicy(folder / "policy.onnx")
+    return policy.plan(PlanRequest(np.zeros((1, policy.history, policy.observation_dim), np.float32), np.zeros(1, np.int64)))
+
+
 def build_weights(folder: Path) -> None:
     torch.manual_seed(0)
     make_tokenizer().save_pretrained(folder)
@@ -480,6 +492,7 @@ READERS = {
     "weights": Reader(build_weights, weights, exact=True),
     "tokenizers": Reader(build_models, tokenizers, (change_json, change_safetensors)),
     "policies": Reader(build_policies, policies, (change_json, change_safetensors)),
+    "exported": Reader(build_exported, exported, exact=True, needs=("onnxruntime", "onnxscript")),
     "state": Reader(build_state, state, (change_state,), exact=True),
     "request": Reader(build_request, ask, (change_request,), damaged=False),
     "configurations": Reader(build_configurations, configurations, (change_json,)),

@@ -115,7 +115,9 @@ def test_other_shapes_and_codes_are_refused():
             tokenizer.decode(codes)
 
 
-@pytest.mark.parametrize("sizes", [{"bins": 1}, {"knots": 0}, {"knots": 17}, {"horizon": 10**6}, {"channels": 0}])
+@pytest.mark.parametrize(
+    "sizes", [{"bins": 1}, {"bins": 10**400}, {"knots": 0}, {"knots": 17}, {"horizon": 10**6}, {"channels": 0}]
+)
 def test_impossible_sizes_are_refused(sizes):
     with pytest.raises(ConfigError):
         BinsTokenizerConfig(**sizes)

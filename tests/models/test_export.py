@@ -12,15 +12,15 @@ from tiny import make_imitation, make_policy, tokenizer_config
 
 from daps_robot.control import Controller
 from daps_robot.data.normalize import Scaler
-from daps_robot.errors import CheckpointError, ConfigError
-from daps_robot.exported import METADATA, ExportedPolicy
+from daps_robot.errors import CheckpointError, ConfigError, DataError
+from daps_robot.exported import METADATA, ExportedPolicy, sealed
 from daps_robot.models.bins import BinsTokenizerConfig
 from daps_robot.models.export import export_policy
 from daps_robot.models.frontends import ObservationFrontEndConfig
 from daps_robot.models.policy import DecodingConfig, LatentPolicy, PolicyConfig
 from daps_robot.types import PlanRequest, SizedPolicy
 
-pytest.importorskip("onnxruntime")
+onnxruntime = pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 
@@ -116,8 +116,13 @@ def test_it_acts_without_torch(files, tmp_path):
 def edited(path, tmp_path, change):
     model = onnx.load(path)
     change(model)
-    onnx.save(model, tmp_path / "edited.onnx")
-    return tmp_path / "edited.onnx"
+    return written(model, tmp_path / "edited.onnx")
+
+
+def written(model, path):
+    """With a checksum that fits."""
+    path.write_bytes(sealed(model.SerializeToString()))
+    return path
 
 
 def set_metadata(change):
@@ -152,18 +157,46 @@ def test_a_damaged_file_is_refused(files, tmp_path):
     with pytest.raises(CheckpointError, match=r"cannot be read: No such file"):
         ExportedPolicy(tmp_path / "missing.onnx")
     content = files("greedy")[1].read_bytes()
-    for damaged in (b"", b"ONNX", content[: len(content) // 2]):
+    flipped = bytearray(content)
+    flipped[len(content) // 2] ^= 1
+    for damaged in (b"", b"ONNX", content[: len(content) // 2], content[:-1], content + b"\0", bytes(flipped)):
         (tmp_path / "damaged.onnx").write_bytes(damaged)
-        with pytest.raises(CheckpointError, match=r"damaged\.onnx"):
+        with pytest.raises(CheckpointError, match=r"damaged\.onnx is damaged"):
             ExportedPolicy(tmp_path / "damaged.onnx")
 
 
 def test_weights_in_another_file_are_not_read(files, tmp_path, monkeypatch):
+    """Of a file that ONNX Runtime itself would read, from the folder in which the program runs."""
     monkeypatch.chdir(tmp_path)
     model = onnx.load(files("greedy")[1])
-    onnx.save(model, tmp_path / "outside.onnx", save_as_external_data=True, location="secret", size_threshold=0)
-    with pytest.raises(CheckpointError, match=r"outside\.onnx"):
+    onnx.save(model, "outside.onnx", save_as_external_data=True, location="secret", size_threshold=1024)
+    content = (tmp_path / "outside.onnx").read_bytes()
+    onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    (tmp_path / "outside.onnx").write_bytes(sealed(content))
+    with pytest.raises(CheckpointError, match=r"outside\.onnx is not a readable"):
         ExportedPolicy(tmp_path / "outside.onnx")
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_what_overflows_is_refused_as_the_saved_policy_does(name, files):
+    policy, path = files(name)
+    request = PlanRequest(np.full((1, 2, policy.observation_dim), 1e30, np.float32), np.zeros(1, np.int64))
+    for each in (policy, ExportedPolicy(path)):
+        with pytest.raises(DataError, match="overflow"):
+            each.plan(request)
+
+
+def test_observations_of_another_shape_are_refused(files):
+    exported = ExportedPolicy(files("greedy")[1])
+    for wrong in (np.zeros((1, 3, 5), np.float32), np.zeros((2, 2, 5), np.float32), np.zeros((1, 2, 5))):
+        with pytest.raises(ConfigError, match=r"plans from float32 of \(1, 2, 5\)"):
+            exported.decide(wrong)
+
+
+def test_the_policy_that_was_exported_is_as_it_was(tmp_path):
+    policy = make_imitation("regression")[0].train()
+    export_policy(policy, tmp_path / "x.onnx", RUN)
+    assert policy.training and all(module.training for module in policy.modules())
 
 
 def test_what_cannot_be_exported_is_said(tmp_path):

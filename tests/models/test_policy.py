@@ -49,6 +49,12 @@ def test_it_is_a_policy():
     assert plan.dtype == np.float32
 
 
+def test_a_short_plan_is_executed_to_its_end():
+    policy = make_policy(horizon=2, positions=2)
+    policy.reset()
+    assert policy.execute == 2 and [policy.act(np.zeros(5)).shape for _ in range(3)] == [(3,)] * 3
+
+
 @all_methods
 def test_a_plan_depends_on_its_own_row_alone(decoding):
     policy = make_policy(decoding)

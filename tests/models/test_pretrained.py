@@ -93,6 +93,17 @@ def test_a_directory_comes_first_and_a_path_never_leads_to_the_hub(hub, tmp_path
     assert hub == []
 
 
+def test_the_hub_is_asked_over_https_alone(hub, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+    with pytest.raises(ConfigError, match="over https alone"):
+        find_model("someone/lift")
+
+
+def test_a_name_longer_than_names_may_be_is_refused():
+    with pytest.raises(CheckpointError, match="cannot be the name"):
+        find_model("a" * 5000)
+
+
 def test_without_the_hub_client_it_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     monkeypatch.chdir(tmp_path)

@@ -204,6 +204,7 @@ def without_validation_and_films(small: SmallRun) -> None:
 def without_this_and_that(small: SmallRun) -> None:
     without_ceilings(small)
     (small.out / "videos" / "episode_000_success.mp4").unlink()
+    small.report["rollouts"]["videos"].append("ü" * 5000)  # longer than a file name may be
     (small.out / "policy" / "metrics.jsonl").unlink()
     small.report["dataset"]["sha256"] = "0"
     del small.report["other_codes_rmse"]
@@ -231,6 +232,7 @@ def without_this_and_that(small: SmallRun) -> None:
             [
                 "without an expert's episodes",
                 "episode_000_success.mp4",
+                "üüü",
                 "the policy's metrics are not at",
                 "has changed since the report",
                 "Not in the report: codes of another chunk",

@@ -12,7 +12,7 @@ import torch
 from toy_objective import ToyObjective, config, train
 
 from daps_robot.checkpoints import load_state, load_tensors, save_state
-from daps_robot.errors import CheckpointError, ConfigError, DapsRobotError, RunDirectoryError
+from daps_robot.errors import CheckpointError, ConfigError, DapsRobotError, DataError, RunDirectoryError
 from daps_robot.training.logger import MetricLogger, read_rows
 from daps_robot.training.loop import Training
 from daps_robot.training.objective import TrainerConfig
@@ -422,6 +422,23 @@ def test_the_average_is_what_is_validated_and_saved(tmp_path):
         assert torch.equal(saved[name], average)
         assert torch.equal(state["model"][name], weights)
         assert not torch.equal(saved[name], weights)
+
+
+def test_a_validation_that_fails_is_done_again(whole, tmp_path, monkeypatch):
+    """The state before it stands, and the averaged weights do not take the place of the trained ones."""
+    evaluate, failing = ToyObjective.evaluate, {12}
+
+    def failing_once(objective):
+        if objective.steps_seen[-1] + 1 in failing:
+            failing.clear()
+            raise DataError("a file is gone")
+        return evaluate(objective)
+
+    monkeypatch.setattr(ToyObjective, "evaluate", failing_once)
+    with pytest.raises(DataError, match="gone"):
+        train(tmp_path)
+    train(tmp_path, resume=True)
+    assert_same_run(whole, tmp_path)
 
 
 def test_without_an_average_the_weights_themselves_are_saved(tmp_path):
