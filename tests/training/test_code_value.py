@@ -13,7 +13,7 @@ from daps_robot.models.tokenizer import Tokenizer
 from daps_robot.training.code_value import action_bound, calibration
 from daps_robot.training.tokenizer import chunk_inputs
 from daps_robot.types import Demo
-from tests.tiny import all_sequences, enumerated_log_prob, make_policy
+from tiny import all_sequences, enumerated_log_prob, make_policy
 
 
 @pytest.fixture
