@@ -4,7 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup lift test lint format bench clean
+TIERS ?=
+
+.PHONY: setup lift test lint format bench tiers coverage nightly clean
 
 setup: $(STAMP)
 
@@ -45,5 +47,17 @@ bench: setup
 	$(BIN)/python scripts/benchmark.py train --preset chunk32 --batch-size 32 --steps 8
 	$(BIN)/python scripts/benchmark.py train --preset cifar10 --batch-size 32 --steps 8
 
+# Each extra, and the oldest and newest packages, in environments of their own: make tiers, or make tiers TIERS="core vq oldest"
+tiers:
+	$(PYTHON) -m tests.tiers $(TIERS)
+
+coverage: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --cov=daps_robot --cov=envs --cov-report=term:skip-covered $(TESTS)
+
+# docs/trust.md
+nightly: setup
+	$(BIN)/python -m tests.fuzz --inputs 20000
+	$(BIN)/python -m tests.kills --ranks
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

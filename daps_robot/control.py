@@ -211,13 +211,14 @@ class Acting:
 
     def reset(self, seed: int = 0) -> None:
         """Begin an episode; see `Controller.reset`."""
-        if self._controller is None or self._controller.policy is not self:  # not that of a policy this is a copy of
-            self._controller = Controller(cast(SizedPolicy, self))
+        policy = cast(SizedPolicy, self)
+        if self._controller is None or self._controller.policy is not policy:  # not that of a policy this is a copy of
+            self._controller = Controller(policy)
         self._controller.reset(seed)
 
     def act(self, observation: Observation) -> Float[np.ndarray, " a"]:
         """The action for this step; see `Controller.act`."""
-        if self._controller is None or self._controller.policy is not self:
+        if self._controller is None or self._controller.policy is not cast(SizedPolicy, self):
             self.reset()
         assert self._controller is not None
         return self._controller.act(observation)

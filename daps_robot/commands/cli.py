@@ -34,7 +34,8 @@ def main(config: type[C], run: Callable[[C], object]) -> None:
         given: dict[str, Any] = {}
         if defaults := getattr(config, "default", None):
             given["default"] = defaults(arguments)
-        parsed = tyro.cli(config, args=arguments, description=description, config=(tyro.conf.OmitArgPrefixes,), **given)
+        given |= {"prog": Path(sys.argv[0]).name, "description": description, "config": (tyro.conf.OmitArgPrefixes,)}
+        parsed = tyro.cli(config, args=arguments, **given)
         keep_freed_memory()
         if not parallel.is_main():
             sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - of several processes, one speaks, to the end

@@ -1,0 +1,1 @@
+"""From files to demonstrations, pictures and motion, and to batches of them."""

@@ -56,6 +56,7 @@ def subgroup(path: Path, parent: h5py.Group, name: str, remedy: str, where: str 
 
 
 def refuse_link(path: Path, group: h5py.Group, name: str, where: str) -> None:
+    """Raises DataError for a link, soft or to another file."""
     link = group.get(name, getlink=True)
     if not isinstance(link, h5py.HardLink):
         target = f"{link.filename}:{link.path}" if isinstance(link, h5py.ExternalLink) else link.path

@@ -89,6 +89,7 @@ def solve_eta(
 
 
 def check_ess_target(ess_target: float, k: int) -> None:
+    """Raises ConfigError for an effective sample size, as a fraction of K, that no weights have."""
     if not 1 / k < ess_target < 1:
         raise ConfigError(f"ESS target {ess_target} of K={k} samples is out of reach: use a fraction between {1 / k:.3g} and 1")
 

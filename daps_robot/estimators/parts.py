@@ -51,7 +51,7 @@ def loss_by_parts(
     if not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in inputs):
         # no gradient to take; whatever is frozen comes whole
         return PartsLoss(*loss_of(slice(0, examples), *tensors), (None,) * len(tensors))
-    loss, kept, *gradients = _LossByParts.apply(loss_of, examples, part_size, len(tensors), *inputs)
+    loss, kept, *gradients = _LossByParts.apply(loss_of, examples, part_size, len(tensors), *inputs)  # type: ignore[no-untyped-call]
     return PartsLoss(loss, kept, tuple(gradients))
 
 

@@ -98,6 +98,7 @@ def straight_through(hard: Logits, soft: Logits) -> Logits:
 
 
 def one_hot_of(codes: Tensor, logits: Logits) -> Logits:
+    """One-hot rows (… v) of codes (…), in the type of the logits."""
     return F.one_hot(codes, logits.shape[-1]).to(logits.dtype)
 
 

@@ -1,0 +1,1 @@
+"""Networks, and what is made of them: tokenizers, priors and policies."""

@@ -233,7 +233,7 @@ class CodeModel(nn.Module):
 
 def code_log_prob(logits: Float[Tensor, "*b v"], codes: Int[Tensor, "*b"]) -> Float[Tensor, "*b"]:
     """log softmax(logits)[codes] in nats."""
-    return cast(Tensor, _CodeLogProb.apply(logits, codes))
+    return cast(Tensor, _CodeLogProb.apply(logits, codes))  # type: ignore[no-untyped-call]
 
 
 class _CodeLogProb(torch.autograd.Function):
@@ -257,7 +257,7 @@ def code_log_prob_and_expectation(
     logits: Float[Tensor, "*b v"], codes: Int[Tensor, "*b"], values: Float[Tensor, "*b v"]
 ) -> tuple[Float[Tensor, "*b"], Float[Tensor, "*b"]]:
     """log softmax(logits)[codes] in nats, and Σ_c softmax(logits)_c·values_c; no gradient reaches the values."""
-    return cast("tuple[Tensor, Tensor]", _CodeLogProbAndExpectation.apply(logits, codes, values))
+    return cast("tuple[Tensor, Tensor]", _CodeLogProbAndExpectation.apply(logits, codes, values))  # type: ignore[no-untyped-call]
 
 
 class _CodeLogProbAndExpectation(torch.autograd.Function):

@@ -151,6 +151,8 @@ class SumDecoder(nn.Module):
 
 
 class MLPDecoder(nn.Module):
+    """A perceptron of all codes' embeddings, (s l d) to (s height width p): the decoder of small pictures."""
+
     def __init__(self, config: MLPDecoderConfig, positions: int, width: int, outputs: int) -> None:
         super().__init__()
         self.shape = (config.height, config.width)
@@ -185,6 +187,8 @@ class ResidualBlock(nn.Module):
 
 
 class ConvDecoder(nn.Module):
+    """Codes on a square grid, (s l d), to pictures (s height width p): residual blocks, then doublings of the size."""
+
     def __init__(self, config: ConvDecoderConfig, positions: int, width: int, outputs: int) -> None:
         super().__init__()
         self.side = round(positions**0.5)

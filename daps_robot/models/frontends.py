@@ -148,6 +148,8 @@ class Resample1d(nn.Module):
 
 
 class ChunkFrontEnd(nn.Module):
+    """Memory tokens (b m d) of an action chunk (b h a): a convolution, then self-attention."""
+
     def __init__(self, config: ChunkFrontEndConfig) -> None:
         super().__init__()
         self.embed = Resample1d(config.channels, config.transformer.width, config.horizon, config.tokens)
@@ -202,6 +204,8 @@ class RegisterFrontEnd(nn.Module):
 
 
 class PatchFrontEnd(nn.Module):
+    """Memory tokens (b m d) of a picture (b height width c): a token a patch, then self-attention."""
+
     def __init__(self, config: PatchFrontEndConfig) -> None:
         super().__init__()
         self.patch = (config.patch_height, config.patch_width)
@@ -216,6 +220,8 @@ class PatchFrontEnd(nn.Module):
 
 
 class ObservationFrontEnd(nn.Module):
+    """Memory tokens (b m d) of the last n observations (b n o), and of what cameras saw."""
+
     def __init__(self, config: ObservationFrontEndConfig) -> None:
         super().__init__()
         self.tokens_per_step = config.tokens_per_step
@@ -241,6 +247,8 @@ class ObservationFrontEnd(nn.Module):
 
 
 class LabelFrontEnd(nn.Module):
+    """Memory tokens (b m d) of class labels (b)."""
+
     def __init__(self, config: LabelFrontEndConfig) -> None:
         super().__init__()
         self.tokens = config.tokens

@@ -331,7 +331,7 @@ def lengths(palette: Palette, won: Sequence[int], lost: Sequence[int], max_steps
 
 def stages(palette: Palette, seconds: Sequence[tuple[str, float]]) -> Figure:
     """Seconds of each stage, in the order in which they ran."""
-    figure, ax = panel(palette, "seconds", "", (WIDTH, 0.6 + 0.25 * len(seconds)), left=1.0, top=0.06)
+    figure, ax = panel(palette, "seconds", "", (WIDTH, 0.6 + 0.25 * len(seconds)), left=1.15, top=0.06)
     ax.barh(np.arange(len(seconds)), [value for _, value in seconds], height=0.6, color=palette.accent)
     for row, (_, value) in enumerate(seconds):
         text = f"{value:.1f}" if value < 100 else f"{value:.0f}"

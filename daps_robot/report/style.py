@@ -70,10 +70,11 @@ def dress(ax: Axes, palette: Palette, x: str, y: str) -> None:
 
 
 def legend(ax: Axes, palette: Palette, columns: int = 4) -> None:
-    """Above the plot, to the right."""
+    """Above the plot, to the right, however tall it is."""
+    inches = ax.bbox.height / ax.figure.dpi
     ax.legend(
         loc="lower right",
-        bbox_to_anchor=(1.03, 0.985),
+        bbox_to_anchor=(1.03, 1 - 0.02 / inches),
         ncols=columns,
         frameon=False,
         fontsize=SIZE,

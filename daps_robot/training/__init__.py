@@ -1,0 +1,1 @@
+"""Objectives, the trainer, and what is measured of what it trains."""

@@ -257,6 +257,8 @@ def _cut(batch: Any, rows: slice) -> Any:
 
 @dataclass
 class Stop:
+    """Whether somebody asked the loop to stop."""
+
     requested: bool = False
 
 

@@ -77,6 +77,7 @@ def learning_rate_scale(config: OptimizerConfig, step: int, total: int) -> float
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, scale: float) -> None:
+    """Scale the base rates of the groups that follow the schedule."""
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * (scale if group["scheduled"] else 1.0)
 

@@ -45,6 +45,7 @@ def chunk_inputs(tokenizer: Tokenizer, batch: ChunkBatch) -> Inputs:
 
 
 def to_device(batch: ChunkBatch | Tensor, device: torch.device) -> ChunkBatch | Tensor:
+    """A batch, all its parts, on a device."""
     if not isinstance(batch, ChunkBatch):
         return batch.to(device)
     return ChunkBatch(*(None if part is None else part.to(device) for part in batch))  # type: ignore[arg-type]

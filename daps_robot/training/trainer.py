@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_fabric import Fabric
-from lightning_fabric.strategies import DDPStrategy
+from lightning_fabric.strategies.ddp import DDPStrategy
 
 from daps_robot import parallel
 from daps_robot.checkpoints import owned_directory

@@ -1,8 +1,5 @@
-import pytest
-
-pytest.importorskip("robosuite", reason="robosuite (the extra 'sim') is not installed")
-
 import gymnasium
+import pytest
 
 from daps_robot.envs.registration import ENV_CLASSES
 

@@ -1,7 +1,6 @@
 """Actions as moves, poses and joint angles: agreement with robosuite's controllers, and that they mean the same thing."""
 
 import gymnasium
-import mujoco
 import numpy as np
 import pytest
 from scipy.integrate import solve_ivp
@@ -12,6 +11,9 @@ from daps_robot.envs.registration import ACTIONS, env_id_of
 from daps_robot.envs.simulator import build_robosuite
 from daps_robot.errors import SimulationError
 from daps_robot.rollout.ceiling import Identity, tokenizer_ceiling
+
+pytest.importorskip("robosuite", reason="robosuite (the extra 'sim') is not installed")
+mujoco = pytest.importorskip("mujoco", reason="mujoco (the extra 'sim') is not installed")
 
 LIFT = "daps_robot/Lift-v0"
 

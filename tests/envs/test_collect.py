@@ -19,6 +19,8 @@ from daps_robot.envs.collect import SEEDS_PER_COLLECTION, TASKS, collect_demos
 from daps_robot.envs.episodes import HOLD_STEPS
 from daps_robot.errors import ConfigError, DataError, SimulationError
 
+pytest.importorskip("robosuite", reason="robosuite (the extra 'sim') is not installed")
+
 PLAIN_LIFT = "ea2f5319f7f1010b"
 SCRIPT = Path(__file__).parents[2] / "scripts" / "collect_demos.py"
 

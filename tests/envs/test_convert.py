@@ -13,6 +13,8 @@ from daps_robot.envs.collect import collect_demos
 from daps_robot.envs.convert import ConvertActions, run
 from daps_robot.errors import ConfigError, DataError
 
+pytest.importorskip("robosuite", reason="robosuite (the extra 'sim') is not installed")
+
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):

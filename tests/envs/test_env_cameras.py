@@ -13,6 +13,8 @@ from daps_robot.envs.pictures import RenderDemos, run
 from daps_robot.envs.tasks import LiftEnv
 from daps_robot.errors import ConfigError, DataError, SimulationError
 
+pytest.importorskip("robosuite", reason="robosuite (the extra 'sim') is not installed")
+
 CAMERAS = ("robot0_eye_in_hand", "agentview")
 LIFT, STEPS = "daps_robot/Lift-v0", 12
 

@@ -8,6 +8,8 @@ import pytest
 from daps_robot.envs.hand import Hand, bent, rotation_matrix, wrap
 from daps_robot.envs.styles import Style
 
+pytest.importorskip("robosuite", reason="robosuite (the extra 'sim') is not installed")
+
 
 def episode(env, seed, noise=0.0, before=None, steps=400, style="plain"):
     """Steps until success (None: none within `steps`) and the actions."""

@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 import gymnasium
-import mujoco
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
@@ -16,6 +15,9 @@ from daps_robot.data.env_args import ARM, ENV_IDS, ROBOSUITE, SETTINGS, env_diff
 from daps_robot.envs.registration import ENV_CLASSES, MAX_EPISODE_STEPS
 from daps_robot.envs.simulator import ROBOSUITE_VERSION, build_robosuite
 from daps_robot.errors import SimulationError
+
+pytest.importorskip("robosuite", reason="robosuite (the extra 'sim') is not installed")
+mujoco = pytest.importorskip("mujoco", reason="mujoco (the extra 'sim') is not installed")
 
 ANOTHER_PROCESS = """
 import json, pickle, sys

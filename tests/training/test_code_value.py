@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from tiny import all_sequences, enumerated_log_prob, make_policy
 
 from daps_robot.commands.compare_codes import CompareCodes, finished_runs, run
 from daps_robot.data.chunks import ChunkDataset
@@ -13,7 +14,6 @@ from daps_robot.models.tokenizer import Tokenizer
 from daps_robot.training.code_value import action_bound, calibration
 from daps_robot.training.tokenizer import chunk_inputs
 from daps_robot.types import Demo
-from tests.tiny import all_sequences, enumerated_log_prob, make_policy
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""The commands; an installed package runs them too, as `daps-robot train_action_vae --dataset …`."""
