@@ -148,7 +148,7 @@ def test_a_policy_with_a_camera(place, capsys):
     larger.close()
     with pytest.raises(SystemExit):
         command(Evaluate, run_evaluate, "--dataset", dataset)
-    assert "sees pictures of (24, 32) pixels" in capsys.readouterr().err
+    assert "pictures of (48, 32) pixels, where (24, 32) are asked for" in capsys.readouterr().err
 
 
 def test_a_policy_learns_from_as_many_demonstrations_as_its_tokenizer_unless_told(place, capsys):
