@@ -125,7 +125,7 @@ def _decoded(av: Any, path: Path, size: tuple[int, int], limit: float) -> Iterat
         if len(film.streams.video) != 1:
             raise DataError(f"{path} has {len(film.streams.video)} video streams instead of one.")
         video = film.streams.video[0]
-        codec = video.codec_context.codec.canonical_name
+        codec = video.codec_context.codec.canonical_name if video.codec_context else "nothing known"
         if codec not in _CODECS:
             raise DataError(f"{path} is encoded as {codec}; {', '.join(_CODECS)} are read.")
         video.codec_context.options = {"max_pixels": str(MAX_SIDE**2), "err_detect": "explode"}
@@ -133,7 +133,7 @@ def _decoded(av: Any, path: Path, size: tuple[int, int], limit: float) -> Iterat
         for count, frame in enumerate(film.decode(video)):
             if (frame.height, frame.width) != size:
                 raise DataError(
-                    f"{path} has a frame of {frame.height} × {frame.width}, where meta/info.json says {size[0]} × {size[1]} pixels."
+                    f"{path} has frames of {frame.height} × {frame.width}, where meta/info.json says {size[0]} × {size[1]}."
                 )
             if frame.time is None or frame.is_corrupt:
                 raise DataError(f"{path} {_DAMAGED} (frame {count}); copy or download it again.")
