@@ -85,19 +85,18 @@ def film_frames(
 def _check_headers(path: Path) -> None:
     """Refuses, before the library does it, to make room for more frames than the file has bytes for.
 
-    A film of 2.5 kB that states 50 million frames (box stsz) took 3.5 GB; films in fragments (trun) and compressed headers (cmov)
-    state them elsewhere, and a list of edits (elst) can repeat them. So the boxes beside the frames' own are searched for these.
+    A film of 2.5 kB that states 50 million frames (box stsz) took 3.5 GB; a list of edits (elst) can repeat them, and films in
+    fragments (trun) and packed headers (cmov) state them elsewhere. So the boxes beside the frames' own are searched for these.
     """
     stored = path.stat().st_size
     headers = _headers(path, stored)
     if any(name in headers for name in (b"trun", b"cmov")):
         raise DataError(f"{path} is a film in fragments, or has packed headers; write it anew: ffmpeg -i <old> -c copy <new>.mp4")
-    for name, number, most in ((b"stsz", 2, _MAX_SAMPLES), (b"stz2", 2, _MAX_SAMPLES), (b"elst", 1, _MAX_EDITS)):
-        for found in re.finditer(name, headers):
-            start = found.end() + 4 * number
-            count = int.from_bytes(headers[start : start + 4], "big")
-            if count > min(most, stored):
-                raise DataError(f"{path}: {count} frames or edits are stated in {stored} bytes; copy or download it again.")
+    for found in re.finditer(b"stsz|stz2|stts|ctts|stsc|stco|co64|stss|elst", headers):
+        start = found.end() + (8 if found[0] in (b"stsz", b"stz2") else 4)
+        count = int.from_bytes(headers[start : start + 4], "big")
+        if count > min(stored, _MAX_EDITS if found[0] == b"elst" else _MAX_SAMPLES):
+            raise DataError(f"{path}: {count} frames or edits are stated in {stored} bytes; copy or download it again.")
 
 
 def _headers(path: Path, stored: int) -> bytes:
