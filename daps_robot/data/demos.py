@@ -43,7 +43,7 @@ from daps_robot.data.hdf5 import (
     suggest,
 )
 from daps_robot.data.lerobot_info import is_lerobot
-from daps_robot.errors import DataError
+from daps_robot.errors import ConfigError, DataError
 from daps_robot.types import JSON, Demo
 
 ROBOMIMIC_KEYS = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "object")
@@ -165,15 +165,19 @@ def read_demos(
     Raises:
         DataError: the file is missing, damaged or of another layout, or a demonstration in it cannot be used. The message
             names file, demonstration, key and what to do.
-        ConfigError: reading it takes a package that is not installed.
+        ConfigError: reading it takes a package that is not installed, or there is a picture size and no camera.
     """
     path = Path(path)
+    if picture_size is not None and not cameras:
+        raise ConfigError(
+            f"pictures of {picture_size} pixels of no camera: name some with --cameras, or leave --picture-size out"
+        )
     if is_lerobot(path):
         from daps_robot.data.lerobot import read_lerobot  # which needs this module
 
         return read_lerobot(path, obs_keys, finite, cameras, picture_size)
     demos = read_hdf5(path, obs_keys, finite, cameras)
-    if cameras and picture_size is not None and demos.picture_size != picture_size:
+    if picture_size is not None and demos.picture_size != picture_size:
         raise DataError(
             f"{path}: pictures of {demos.picture_size} pixels, where {picture_size} are asked for, and only those of a LeRobot "
             "folder are scaled: render them again, or take the data set that the policy was trained on."
@@ -211,7 +215,7 @@ def images_of(demos: DemoSet, name: str) -> dict[str, UInt8[np.ndarray, "t heigh
     Raises:
         DataError: they are damaged, or too large.
     """
-    if is_lerobot(demos.path):
+    if not demos.cameras or is_lerobot(demos.path):
         return {}
     with open_file(demos.path) as file, damage_named(demos.path):
         reader = _DemoReader(demos.path, file["data"], [name], demos.obs_keys, True, ())
@@ -242,11 +246,8 @@ class _DemoReader:
             check_printable(path, key)
         self.there = cameras_in(obs)
         render = f"python scripts/render_demos.py --dataset {path} --cameras {' '.join(cameras)}"
-        absent, unlike = (
-            f"Of a simulated task they are made by: {render}",
-            "render them again at one size, or choose cameras alike.",
-        )
-        check_cameras(path, cameras, self.there, absent, unlike)
+        unlike = "render them again at one size, or choose cameras alike."
+        check_cameras(path, cameras, self.there, f"Of a simulated task they are made by: {render}", unlike)
         self.obs_keys = self._resolve_keys(obs, obs_keys)
         self.left_out = sorted(set(obs) - {*self.obs_keys, *map(image_key, cameras)})
 

@@ -22,7 +22,7 @@ from daps_robot.errors import ConfigError, DataError
 
 _MAX_SAMPLES = 2**22
 _MAX_EDITS = 16
-_MAX_HEADERS = 256 * 2**20
+_MAX_HEADERS = 64 * 2**20
 _CODECS = ("av1", "h264", "hevc", "vp9")
 _MAX_RATE = 250
 _DAMAGED = "is damaged, or something in it is not supported"
@@ -99,9 +99,9 @@ def _check_headers(path: Path) -> None:
             raise DataError(f"{path}: {count} frames or edits are stated in {stored} bytes; copy or download it again.")
 
 
-def _headers(path: Path, stored: int) -> bytes:
+def _headers(path: Path, stored: int) -> bytearray:
     """All boxes of an mp4 file but those of the frames (mdat)."""
-    headers, position = b"", 0
+    headers, position = bytearray(), 0
     with path.open("rb") as file:
         while position + 8 <= stored:
             file.seek(position)

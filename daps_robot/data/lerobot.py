@@ -74,6 +74,8 @@ def read_lerobot(
     tables = [_read_columns(parquet, file, dims) for file in data.values()]
     steps = {key: np.concatenate([table[key] for table in tables]) for key in dims}
     _check_order(path, steps, episodes)
+    if seen:
+        print(f"{path}: reading {info.frames:,} pictures each of {', '.join(seen)}", flush=True)
     recording = Recording(info, episodes.lengths, episodes.columns, list(data.values()))
     pictures = {name: recording.read(camera, picture_size or camera.size) for name, camera in seen.items()}
     demos = _cut(path, steps, episodes, keys, pictures, finite)

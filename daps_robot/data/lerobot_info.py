@@ -16,11 +16,11 @@ from daps_robot.data.hdf5 import listing, short, suggest
 from daps_robot.errors import DataError
 
 ACTION = "action"
-_NUMBERS = ("float16", "float32", "float64", "bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)))
 OBSERVATION = "observation."
 ENVIRONMENT = "observation.environment_state"
 """Where things are, which a policy with cameras is not shown by default: it is to see that for itself."""
 
+_NUMBERS = ("float16", "float32", "float64", "bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)))
 _MAX_BYTES = 4 * 2**20
 _MAX_PATH, _MAX_PART = 1000, 200
 _USUAL = {

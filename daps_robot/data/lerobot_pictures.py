@@ -110,7 +110,7 @@ class Recording:
         """Number of a step in the folder, and its frame; film after film."""
         period, firsts = 1 / self.info.fps, np.cumsum(self.lengths) - self.lengths
         starts, ends = (self._column(camera, name).astype(np.float64) for name in ("from_timestamp", "to_timestamp"))
-        if (wrong := ~((starts >= 0) & (ends < 1e7) & (self.lengths * period < ends - starts + period / 2))).any():
+        if (wrong := ~((starts >= 0) & (ends < 1e7) & (self.lengths * period < ends - starts + 1.5 * period))).any():
             i = int(np.argmax(wrong))
             raise DataError(
                 f"{self.info.path}: demo_{i}: its {self.lengths[i]} steps at {self.info.fps:g} a second do not lie between "

@@ -87,6 +87,8 @@ def test_pictures_are_scaled_where_that_is_asked_for(folder):
     assert halved[0, 0, 0] in (7, 8)  # the mean of 0, 3, 12, 15
     with pytest.raises(ConfigError, match="0 × 40"):
         read_demos(folder, cameras=("top",), picture_size=(0, 40))
+    with pytest.raises(ConfigError, match="of no camera: name some with --cameras"):
+        read_demos(folder, picture_size=(24, 40))
     edit_feature(folder, TOP, shape=[480, 640, 3])
     refused(folder, "480 × 640; say .* such as --picture-size 96 128")
     refused(folder, "frames of 48 × 64, where meta/info.json says 480 × 640", picture_size=(24, 32))
