@@ -169,9 +169,7 @@ def read_demos(
     """
     path = Path(path)
     if picture_size is not None and not cameras:
-        raise ConfigError(
-            f"pictures of {picture_size} pixels of no camera: name some with --cameras, or leave --picture-size out"
-        )
+        raise ConfigError(f"pictures of {picture_size} pixels of no camera: name some with --cameras, or leave the size out")
     if is_lerobot(path):
         from daps_robot.data.lerobot import read_lerobot  # which needs this module
 

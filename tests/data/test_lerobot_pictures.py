@@ -63,6 +63,35 @@ def test_every_step_has_its_own_frame(tmp_path, codec, options):
     assert (demos.seen, demos.picture_size, demos.cameras) == (("top",), size, {"top": size})
 
 
+def joined(first, second, path):
+    """Two films, one after the other, packets copied: as lerobot appends an episode to a film."""
+    names = path.with_suffix(".ffconcat")
+    names.write_text(f"ffconcat version 1.0\nfile '{first}'\nfile '{second}'\n")
+    with av.open(str(names), format="concat", options={"safe": "0"}) as old, av.open(str(path), "w") as new:
+        source = old.streams.video[0]
+        stream = new.add_stream_from_template(source, opaque=True)
+        for packet in old.demux(source):
+            if packet.dts is not None:
+                packet.stream = stream
+                new.mux(packet)
+    return path
+
+
+def test_films_that_lerobot_has_appended_to_are_read(tmp_path):
+    """Each time the durations are rounded, so that the times drift from the frames': here by a fiftieth of a frame."""
+    folder = write_films(write_lerobot(tmp_path / "pushing", LENGTHS), LENGTHS, per_film=1)
+    parts = [folder / FILM.replace("0.mp4", f"{i}.mp4") for i in range(len(LENGTHS))]
+    ends, film = [], parts[0]
+    for i, part in enumerate(parts):
+        with av.open(str(part)) as each:
+            ends.append(float(each.streams.video[0].duration * each.streams.video[0].time_base) + (ends[-1] if ends else 0))
+        film = joined(film, part, tmp_path / f"{i}.mp4") if i else film
+    film.replace(folder / FILM)
+    for name, values in {"file_index": [0] * 5, "from_timestamp": [0.0, *ends[:-1]], "to_timestamp": ends}.items():
+        edit_table(folder, EPISODES, with_column(f"videos/{TOP}/{name}", pa.array(values)))
+    assert says(read_demos(folder, cameras=("top",))) == EXPECTED
+
+
 def test_cameras_have_the_names_that_robots_give_them(folder, capsys):
     write_films(folder, LENGTHS, per_film=5, camera="observation.image")
     plain = read_demos(folder)
