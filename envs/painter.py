@@ -7,15 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from daps_robot.data.cameras import image_key
+from daps_robot.data.cameras import HAND, check_hand, image_key
 from daps_robot.envs import tasks
 from daps_robot.envs.registration import ENV_CLASSES
-from daps_robot.errors import DataError
-
-TOLERANCE = 1e-3
-"""How far, in metres, the hand may be from where the demonstration says that it was."""
-
-HAND = "robot0_eef_pos"
 
 
 class Painter:
@@ -41,11 +35,8 @@ class Painter:
         seen: dict[str, list[np.ndarray]] = {image_key(camera): [] for camera in self._env.cameras}
         for step, state in enumerate(states):
             observation, _ = self._env.reset(options={"state": state})
-            if hand is not None and (off := np.abs(observation[HAND] - hand[step]).max()) > TOLERANCE:
-                raise DataError(
-                    f"{where}: step {step}: its state puts the hand {1e3 * off:.1f} mm from the recorded place; "
-                    "it is of another model, whose pictures would be wrong."
-                )
+            if hand is not None:
+                check_hand(f"{where}: step {step}", observation[HAND], hand[step])
             for key, pictures in seen.items():
                 pictures.append(observation[key])
         return {key: np.stack(pictures) for key, pictures in seen.items()}

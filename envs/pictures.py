@@ -17,10 +17,11 @@ import numpy as np
 from jaxtyping import UInt8
 from tqdm import tqdm
 
+from daps_robot.data.cameras import HAND
 from daps_robot.data.catalog import dataset_name, fetch
 from daps_robot.data.demo_writer import put_whole
 from daps_robot.data.demos import DemoSet, read_demos
-from daps_robot.envs.painter import HAND, Painter, start_worker, work
+from daps_robot.envs.painter import Painter, start_worker, work
 from daps_robot.envs.recorded import recorded_task
 from daps_robot.envs.workers import worker_pool
 from daps_robot.errors import ConfigError, DataError

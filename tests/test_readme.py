@@ -24,6 +24,7 @@ SMALL = {
     "render_demos.py": ["--cameras", "agentview", "--size", "24"],
     "train_action_vae.py": [*TRAIN, "--warm-start-steps", "6", "--width", "16", "--layers", "1"],
     "inspect_data.py": [],
+    "inspect_codes.py": ["--top", "1", "--videos", "1"],
     "distill_policy.py": [*TRAIN, "--width", "16", "--layers", "1"],
     "train_policy.py": [*TRAIN, "--width", "16", "--layers", "1"],
     "evaluate.py": ["--episodes", "2", "--ceiling-episodes", "2", "--videos", "0", "--max-steps", "16", "--slots", "2"],

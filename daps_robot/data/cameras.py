@@ -10,7 +10,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image
 
 from daps_robot.data.hdf5 import listing, short
@@ -23,6 +23,22 @@ MAX_SIDE = 4096
 
 OBJECT_KEY = "object"
 """The observation that a policy with cameras is not shown by default: where things are, which it is to see for itself."""
+
+
+HAND = "robot0_eef_pos"
+"""Where the hand is, in metres: what tells a recorded state of another model."""
+
+TOLERANCE = 1e-3
+"""How far, in metres, the hand may be from where the demonstration says that it was."""
+
+
+def check_hand(where: str, found: Float[np.ndarray, " 3"], recorded: Float[np.ndarray, " 3"]) -> None:
+    """Raises DataError, naming a demonstration's step, where its state puts the hand elsewhere than was recorded."""
+    if (off := np.abs(found - recorded).max()) > TOLERANCE:
+        raise DataError(
+            f"{where}: its state puts the hand {1e3 * off:.1f} mm from the recorded place; "
+            "it is of another model, whose pictures would be wrong."
+        )
 
 
 def image_key(camera: str) -> str:

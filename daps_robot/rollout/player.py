@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import thread_time
@@ -13,11 +14,15 @@ from gymnasium.envs.registration import EnvSpec
 from jaxtyping import Float, UInt8
 
 from daps_robot.atomic import rename_whole
+from daps_robot.data.cameras import HAND, check_hand
 from daps_robot.errors import SimulationError
 from daps_robot.rollout.simulation import as_dict, fit_actions, layout_of, make_env, score_of, succeeded
 
 HOLD_SECONDS = 0.5
 """How long a film stays on its last frame."""
+
+GAP = 4
+"""Pixels between films side by side."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +110,26 @@ class FirstLook:
         env.close()
 
 
+@dataclass(frozen=True)
+class Clip:
+    """Some steps of a demonstration, to be filmed from its recorded states.
+
+    Attributes:
+        where: file and demonstration, for messages.
+        start: its first step.
+        states: one for each frame.
+        hand: where the demonstration says that the hand was, if it does: a state of another model shows in it.
+    """
+
+    where: str
+    start: int
+    states: Float[np.ndarray, "t s"]
+    hand: Float[np.ndarray, "t 3"] | None = None
+
+
 class Camera:
-    """Films action sequences from seeded start states; made in a process of its own, which a broken GL may take down.
+    """Films action sequences from seeded start states, and recorded states; made in a process of its own, which a broken GL
+    may take down.
 
     Raises:
         SimulationError: where the environment does not render.
@@ -120,37 +143,44 @@ class Camera:
         self._frame()
 
     def film(self, seed: int, actions: Float[np.ndarray, "t a"], path: str) -> bool:
-        """Writes an H.264 film (yuv420p, which every browser plays) of `actions` from `reset(seed=seed)`.
-
-        The file appears when it is complete. Returns whether the last step succeeded.
-        """
-        import imageio_ffmpeg
-
+        """Writes a film of `actions` from `reset(seed=seed)`; whether the last step succeeded."""
         self._env.reset(seed=seed)
         frame, success = self._frame(), False
-        partial = Path(path).with_suffix(".partial.mp4")
-        writer = imageio_ffmpeg.write_frames(
-            str(partial), (frame.shape[1], frame.shape[0]), fps=self._fps, codec="libx264", macro_block_size=2
-        )
-        writer.send(None)
-        try:
-            writer.send(np.ascontiguousarray(frame))
+        with written(Path(path), frame, self._fps) as write:
             for action in actions:
                 _, _, _, _, info = self._env.step(action)
                 success, frame = succeeded(info, self._spec.id), self._frame()
-                writer.send(np.ascontiguousarray(frame))
-            for _ in range(round(HOLD_SECONDS * self._fps)):
-                writer.send(np.ascontiguousarray(frame))
-            writer.close()
-            rename_whole(partial, Path(path))
-        finally:
-            writer.close()
-            partial.unlink(missing_ok=True)
+                write(frame)
         return success
+
+    def film_states(self, clips: Sequence[Clip], path: str) -> None:
+        """Writes a film of recorded states at half speed, the clips side by side; one that is shorter stays on its last frame.
+
+        Nothing is stepped: the environment is reset to each state by `options={"state": state}`, and drawn.
+
+        Raises:
+            SimulationError: the environment does not take the states.
+            DataError: a state is of another model.
+        """
+        if not hasattr(self._env.unwrapped, "flat_state"):
+            raise SimulationError(f"{self._spec.id} cannot be set to a demonstration's state: it lacks flat_state")
+        drawn = [[self._draw(clip, t) for t in range(len(clip.states))] for clip in clips]
+        frames = [[each[min(t, len(each) - 1)] for each in drawn] for t in range(max(map(len, drawn)))]
+        first, *rest = [side_by_side(row) for row in frames]
+        with written(Path(path), first, max(1, self._fps // 2)) as write:
+            for frame in rest:
+                write(frame)
 
     def close(self) -> None:
         """Closes the environment."""
         self._env.close()
+
+    def _draw(self, clip: Clip, t: int) -> UInt8[np.ndarray, "height width 3"]:
+        observation, _ = self._env.reset(options={"state": clip.states[t]})
+        seen = as_dict(observation)
+        if clip.hand is not None and HAND in seen:
+            check_hand(f"{clip.where}: step {clip.start + t}", seen[HAND], clip.hand[t])
+        return self._frame()
 
     def _frame(self) -> UInt8[np.ndarray, "height width 3"]:
         frame: Any = self._env.render()
@@ -158,3 +188,38 @@ class Camera:
             got = getattr(frame, "shape", type(frame).__name__)
             raise SimulationError(f"{self._spec.id} renders {got}, not a picture of shape (height, width, 3)")
         return frame
+
+
+def side_by_side(frames: Sequence[UInt8[np.ndarray, "height width 3"]]) -> UInt8[np.ndarray, "height wide 3"]:
+    """One frame of several, with a light line between them."""
+    line = np.full((len(frames[0]), GAP, 3), 255, np.uint8)
+    return np.concatenate([part for frame in frames for part in (line, frame)][1:], axis=1)
+
+
+@contextmanager
+def written(
+    path: Path, first: UInt8[np.ndarray, "height width 3"], fps: int
+) -> Iterator[Callable[[UInt8[np.ndarray, "height width 3"]], None]]:
+    """Takes the further frames of an H.264 film (yuv420p, which every browser plays), which appears when it is complete."""
+    import imageio_ffmpeg
+
+    partial, last = path.with_suffix(".partial.mp4"), first
+    size = (first.shape[1], first.shape[0])
+    writer = imageio_ffmpeg.write_frames(str(partial), size, fps=fps, codec="libx264", macro_block_size=2)
+    writer.send(None)
+
+    def write(frame: UInt8[np.ndarray, "height width 3"]) -> None:
+        nonlocal last
+        last = frame
+        writer.send(np.ascontiguousarray(frame))
+
+    try:
+        write(first)
+        yield write
+        for _ in range(round(HOLD_SECONDS * fps)):
+            write(last)
+        writer.close()
+        rename_whole(partial, path)
+    finally:
+        writer.close()
+        partial.unlink(missing_ok=True)

@@ -1,8 +1,8 @@
-"""Films of an evaluation's first successes and failures, where rendering works.
+"""Films of an evaluation's first successes and failures, and of recorded states, where rendering works.
 
-The chosen episodes are played again from their seeds, with the actions that were executed, in a process of its own: a
-broken GL driver cannot take the evaluation down, and no simulator of the evaluation carries a camera. Rendering MuJoCo
-without a screen needs EGL (`apt-get install libegl1 libgl1`; with or without GPU) or OSMesa (`libosmesa6`); where the
+The chosen episodes of an evaluation are played again from their seeds, with the actions that were executed. Cameras are in a
+process of their own: a broken GL driver cannot take anything else down, and no simulator of an evaluation has one. Rendering
+MuJoCo without a screen needs EGL (`apt-get install libegl1 libgl1`; with or without GPU) or OSMesa (`libosmesa6`); where the
 variable MUJOCO_GL does not choose, both are tried.
 """
 
@@ -12,12 +12,14 @@ import importlib.util
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from daps_robot.errors import SimulationError
+from daps_robot.errors import DapsRobotError, SimulationError
 from daps_robot.rollout.channel import ProcessWorker
+from daps_robot.rollout.player import Clip
 from daps_robot.rollout.results import EpisodeRecord, Evaluation
 from daps_robot.rollout.simulation import find_spec
 
@@ -52,8 +54,6 @@ def film_outcomes(evaluation: Evaluation, folder: Path, *, count: int = 2, env_k
         return Films(())
     if any(record.name is not None for record in chosen):
         return Films((), "no videos: replayed demonstrations do not start from a seed; film an evaluation")
-    if importlib.util.find_spec("imageio_ffmpeg") is None:
-        return Films((), 'no videos: imageio-ffmpeg is not installed (pip install "daps-robot[sim]")')
     paths: list[Path] = []
     try:
         camera = open_camera(evaluation.env_id, dict(env_kwargs or {}))
@@ -81,12 +81,38 @@ def film_outcomes(evaluation: Evaluation, folder: Path, *, count: int = 2, env_k
     return Films(tuple(paths))
 
 
+def film_states(env_id: str, groups: Sequence[Sequence[Clip]], folder: Path) -> Films:
+    """Films recorded states into `folder`, a film for each group of clips; never raises where rendering fails.
+
+    Args:
+        env_id: whose `reset` takes `options={"state": state}`, and whose `flat_state()` gives such a state.
+        groups: of clips that are shown side by side.
+        folder: which is there.
+
+    Returns:
+        `group_000.mp4`, …: of all groups, or of the first ones where it failed at one.
+    """
+    paths: list[Path] = []
+    try:
+        with closing(open_camera(env_id, {})) as camera:
+            for index, clips in enumerate(groups):
+                path = folder / f"group_{index:03d}.mp4"
+                camera.submit("film_states", list(clips), str(path))
+                camera.result()
+                paths.append(path)
+    except (DapsRobotError, OSError) as error:
+        return Films(tuple(paths), str(error))
+    return Films(tuple(paths))
+
+
 def open_camera(env_id: str, env_kwargs: Mapping[str, Any]) -> ProcessWorker:
     """A process with a `Camera` in it.
 
     Raises:
-        SimulationError: where nothing renders, with what each attempt said.
+        SimulationError: where nothing renders, with what each attempt said, or no film could be written.
     """
+    if importlib.util.find_spec("imageio_ffmpeg") is None:
+        raise SimulationError('imageio-ffmpeg is not installed (pip install "daps-robot[sim]")')
     spec = find_spec(env_id)
     chosen = os.environ.get("MUJOCO_GL")
     backends = ["egl", "osmesa"] if sys.platform == "linux" and not chosen else [chosen or ""]

@@ -15,6 +15,7 @@ if "test/Point-v0" not in gym.registry:
     gym.register("test/LinePoint-v0", entry_point="point_env:LinePointEnv")
     gym.register("test/SeeingPoint-v0", entry_point="point_env:SeeingPointEnv")
     gym.register("test/BlindPoint-v0", entry_point="point_env:SeeingPointEnv", kwargs={"blind": True})
+    gym.register("test/BlindState-v0", entry_point="point_env:PointEnv", kwargs={"no_gl": True})
     gym.register("test/OpenEyedPoint-v0", entry_point="point_env:OpenEyedPointEnv")
 
 

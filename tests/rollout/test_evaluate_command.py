@@ -175,7 +175,7 @@ def test_an_exported_policy_is_checked_timed_and_evaluated(
 
     monkeypatch.setattr(export_policy, "export_policy", lambda saved, path, run: path.write_bytes(b"damaged"))
     before = file.read_bytes()
-    with pytest.raises(CheckpointError, match="is damaged, or export_policy.py did not write it"):
+    with pytest.raises(CheckpointError, match="is damaged, or export_policy"):
         export_policy.run(replace(config, overwrite=True))
     assert file.read_bytes() == before and not list(run.glob("*unchecked*"))
 

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from point_env import PointPolicy
+from point_env import PointEnv, PointPolicy
 
 from daps_robot.errors import ConfigError
 from daps_robot.rollout import video
 from daps_robot.rollout.evaluate import evaluate
 from daps_robot.rollout.latency import plan_latency
+from daps_robot.rollout.player import GAP, Clip
 from daps_robot.rollout.results import EpisodeRecord
 from daps_robot.rollout.video import choose_outcomes
 
@@ -74,6 +75,43 @@ def test_without_rendering_the_evaluation_goes_on(env_id: str, tmp_path: Path, m
     assert "MUJOCO_GL=egl" in found.video_note and not (tmp_path / "films").exists()
     monkeypatch.setattr(video.importlib.util, "find_spec", lambda name: None)
     assert "imageio-ffmpeg is not installed" in (evaluate(env_id, PointPolicy(), **settings).video_note or "")  # type: ignore[arg-type]
+
+
+def test_films_of_recorded_states(env_id: str, tmp_path: Path) -> None:
+    """Side by side, half as fast, a short clip held on its last frame, and every frame that of its state."""
+    rng = np.random.default_rng(0)
+    long, short = (Clip("a.hdf5: demo_0", 3, rng.uniform(-1, 1, (steps, 4))) for steps in (6, 2))
+    films = video.film_states(env_id, [[long, short], [short]], tmp_path)
+    assert films.note is None and [path.name for path in films.paths] == ["group_000.mp4", "group_001.mp4"]
+    reader = imageio_ffmpeg.read_frames(str(films.paths[0]))
+    meta = next(reader)
+    assert meta["size"] == (64 + GAP + 64, 48) and meta["fps"] == 10
+    frames = [np.frombuffer(data, np.uint8).reshape(48, 64 + GAP + 64, 3).astype(int) for data in reader]
+    assert len(frames) == 6 + 5  # half a second on the last one
+    for clip, left in ((long, 0), (short, 64 + GAP)):
+        drawn = np.stack([drawn_point(state) for state in clip.states])
+        for t, frame in enumerate(frames):
+            off = np.abs(frame[:, left : left + 64] - drawn).mean((1, 2, 3))  # compression leaves some
+            assert off.argmin() == min(t, len(drawn) - 1), (left, t)
+
+
+def drawn_point(state: np.ndarray) -> np.ndarray:
+    env = PointEnv(render_mode="rgb_array")
+    env.reset(options={"state": state})
+    return env.render().astype(int)
+
+
+def test_without_rendering_there_are_no_films_of_states(env_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clips = [[Clip("a.hdf5: demo_0", 0, np.zeros((2, 4)))]]
+    for broken, why in (("test/BlindState-v0", "no GL here"), ("test/Nowhere-v0", "is not to be had")):
+        films = video.film_states(broken, clips, tmp_path)
+        assert films.paths == () and why in (films.note or "")
+    assert "simulation failed in `film_states`" in (
+        video.film_states(env_id, [[Clip("", 0, np.zeros((2, 1)))]], tmp_path).note or ""
+    )
+    monkeypatch.setattr(video.importlib.util, "find_spec", lambda name: None)
+    assert "imageio-ffmpeg is not installed" in (video.film_states(env_id, clips, tmp_path).note or "")
+    assert not list(tmp_path.iterdir())
 
 
 def test_evaluation_plans_on_the_threads_it_is_told(env_id: str) -> None:
