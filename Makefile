@@ -13,7 +13,7 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt setuptools
-	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e ".[sim,pusht,vq,fast,lerobot,diffusion,hub,export,dev]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e ".[sim,pusht,vq,fast,lerobot-video,diffusion,hub,export,dev]"
 # robomimic without its dependencies: torchvision does not load beside a CPU torch, and breaks what looks for it (docs/policies.md)
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation --no-deps robomimic
 	@touch $@

@@ -50,6 +50,7 @@ TESTS = {
     "fast": ["tests/models/test_fast.py", "tests/training/test_fitted.py"],
     "fid": ["tests/report/test_fid.py"],
     "lerobot": ["tests/data/test_lerobot.py"],
+    "lerobot-video": ["tests/data/test_lerobot_pictures.py"],
     "pusht": ["tests/envs/test_pusht.py"],
     "hub": ["tests/models/test_pretrained.py"],
     "export": ["tests/models/test_export.py"],

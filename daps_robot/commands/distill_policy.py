@@ -71,6 +71,7 @@ class DistillPolicy:
         codes: learn from codes sampled from q(z|x), or from its most likely ones.
         cameras: whose pictures it sees, such as agentview robot0_eye_in_hand (scripts/render_demos.py makes them); by default
             none, and numbers alone.
+        picture_size: height and width that the pictures of a LeRobot folder are scaled to; by default they stay as they are.
         obs_keys: observation keys; by default the low-dimensional ones of the file, beside cameras without `object`: where things
             are, they are to see.
         obs_rotation: let the networks see the keys that end in _quat as 6-D rotations, which know no sign and no jumps.
@@ -87,6 +88,7 @@ class DistillPolicy:
     overwrite: bool = False
     codes: CodeSource = "sampled"
     cameras: tuple[str, ...] = ()
+    picture_size: tuple[int, int] | None = None
     obs_keys: tuple[str, ...] = ()
     obs_rotation: Literal["as-recorded", "6d"] = "as-recorded"
     env: str | None = None
@@ -110,7 +112,7 @@ def run(config: DistillPolicy) -> dict[str, float]:
     dataset = config.dataset or run_description(tokenizer_run)["dataset"]["path"]
     count = inherited_demonstrations(config, tokenizer_run)
     config = replace(config, env=config.env or env_of(tokenizer_run), demonstrations=count)
-    demos = read_demos(fetch(dataset), config.obs_keys or None, cameras=config.cameras)
+    demos = read_demos(fetch(dataset), config.obs_keys or None, cameras=config.cameras, picture_size=config.picture_size)
     demos = demos.fewer(config.demonstrations, config.trainer.seed)
     if isinstance(tokenizer.config, TokenizerConfig) and not isinstance(tokenizer.config.front_end, ChunkFrontEndConfig):
         raise CheckpointError(f"the tokenizer in {tokenizer_run} is one of pictures: a policy needs one of action chunks")

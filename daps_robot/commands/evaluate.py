@@ -119,16 +119,11 @@ def run(config: Evaluate) -> JSON:
     if isinstance(policy, LatentPolicy):
         policy = policy.with_decoding(config.decoding)
     path = fetch(config.dataset or description["dataset"]["path"])
-    demos = read_demos(path, policy.obs_keys, cameras=policy.cameras)
+    demos = read_demos(path, policy.obs_keys, cameras=policy.cameras, picture_size=policy.picture_size)
     if (demos.action_dim, sum(demos.obs_dims.values())) != (policy.action_dim, policy.observation_dim):
         raise CheckpointError(
             f"the policy in {policy_run} maps {policy.observation_dim} observed values to {policy.action_dim} action dimensions, "
             f"{demos.path} has {sum(demos.obs_dims.values())} and {demos.action_dim}: pass the data set it was trained on"
-        )
-    if demos.picture_size != policy.picture_size:
-        raise CheckpointError(
-            f"the policy in {policy_run} sees pictures of {policy.picture_size} pixels, those of {demos.path} have "
-            f"{demos.picture_size}: pass the data set it was trained on"
         )
     env_id, without = playable(demos, config.env, env_in(description))
     out = config.out or report_directory(policy, policy_run)

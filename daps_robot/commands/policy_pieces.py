@@ -124,7 +124,7 @@ def latency_piece(folder: str) -> None:
     timed = {}
     for name, model in job.models.items():
         policy = load_policy(Path(model))
-        demos = read_demos(Path(job.dataset), policy.obs_keys, cameras=policy.cameras)
+        demos = read_demos(Path(job.dataset), policy.obs_keys, cameras=policy.cameras, picture_size=policy.picture_size)
         held_out = ChunkDataset(demos.select(demos.valid), policy.obs_keys, 1, policy.history)
         request = plan_request(held_out.gather(index := torch.arange(min(LATENCY_CALLS, len(held_out)))), index)
         timed[name] = policy, request

@@ -55,6 +55,7 @@ class TrainPolicy:
         resume: go on with an interrupted run in that directory.
         overwrite: throw a run away that is in that directory.
         cameras: whose pictures it sees, of a regression policy (scripts/render_demos.py makes them); by default none.
+        picture_size: height and width that the pictures of a LeRobot folder are scaled to; by default they stay as they are.
         obs_keys: observation keys; by default the low-dimensional ones of the file, beside cameras without `object`: where things
             are, they are to see.
         env: Gymnasium id to roll out in, or "none"; by default the one that the data set names, which must then be the one that
@@ -70,6 +71,7 @@ class TrainPolicy:
     resume: bool = False
     overwrite: bool = False
     cameras: tuple[str, ...] = ()
+    picture_size: tuple[int, int] | None = None
     obs_keys: tuple[str, ...] = ()
     env: str | None = None
     demonstrations: int | None = None
@@ -107,7 +109,7 @@ def run(config: TrainPolicy) -> dict[str, float]:
     kind.import_extra()
     path = fetch(config.dataset)
     started = time.perf_counter()
-    demos = read_demos(path, config.obs_keys or None, cameras=config.cameras)
+    demos = read_demos(path, config.obs_keys or None, cameras=config.cameras, picture_size=config.picture_size)
     demos = demos.fewer(config.demonstrations, config.trainer.seed)
     check_rollout_env(demos, config.env, demos.obs_keys)
     out = config.out or Path("runs") / dataset_name(config.dataset) / config.policy

@@ -11,11 +11,15 @@ from pathlib import Path
 import h5py
 import numpy as np
 from jaxtyping import Float, UInt8
+from PIL import Image
 
 from daps_robot.data.hdf5 import listing, short
 from daps_robot.errors import DataError
 
 _SUFFIX = "_image"
+
+MAX_SIDE = 4096
+"""Height and width of a picture, in pixels."""
 
 OBJECT_KEY = "object"
 """The observation that a policy with cameras is not shown by default: where things are, which it is to see for itself."""
@@ -53,19 +57,23 @@ def cameras_in(obs: h5py.Group) -> dict[str, tuple[int, int]]:
     return found
 
 
-def check_cameras(path: Path, wanted: Sequence[str], there: Mapping[str, tuple[int, int]]) -> None:
-    """Raises DataError where cameras that are wanted have no pictures, or pictures of different sizes."""
+def resized(picture: UInt8[np.ndarray, "y x 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "height width 3"]:
+    """A picture scaled to height and width, each pixel the mean of those it covers. Proportions change with those of `size`."""
+    if picture.shape[:2] == tuple(size):
+        return picture
+    return np.asarray(Image.fromarray(picture).resize((size[1], size[0]), Image.Resampling.BOX))
+
+
+def check_cameras(path: Path, wanted: Sequence[str], there: Mapping[str, tuple[int, int]], absent: str, unlike: str) -> None:
+    """Raises DataError where cameras that are wanted have no pictures, or pictures of different sizes; each with its remedy."""
     if len(set(wanted)) < len(wanted):
         raise DataError(f"{path}: a camera was asked for twice: {', '.join(wanted)}.")
     if missing := [camera for camera in wanted if camera not in there]:
-        raise DataError(
-            f"{path}: no pictures of {', '.join(missing)}. {listing('It has pictures of', list(there))} Of a simulated task "
-            f"they are made by: python scripts/render_demos.py --dataset {path} --cameras {' '.join(wanted)}"
-        )
+        raise DataError(f"{path}: no pictures of {', '.join(missing)}. {listing('It has pictures of', list(there))} {absent}")
     sizes = {camera: there[camera] for camera in wanted}
     if len(set(sizes.values())) > 1:
         text = ", ".join(f"{camera} {height} × {width}" for camera, (height, width) in sizes.items())
-        raise DataError(f"{path}: pictures of different sizes ({text}); render them again at one size, or choose cameras alike.")
+        raise DataError(f"{path}: pictures of different sizes ({text}); {unlike}")
 
 
 def read_pictures(

@@ -43,7 +43,7 @@ from daps_robot.data.hdf5 import (
     suggest,
 )
 from daps_robot.data.lerobot_info import is_lerobot
-from daps_robot.errors import DataError
+from daps_robot.errors import ConfigError, DataError
 from daps_robot.types import JSON, Demo
 
 ROBOMIMIC_KEYS = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "object")
@@ -132,7 +132,10 @@ class DemoSet:
     @property
     def picture_size(self) -> tuple[int, int] | None:
         """Height and width of these pictures, or None where none were read."""
-        return self.cameras[self.seen[0]] if self.seen else None
+        if not self.seen:
+            return None
+        _, height, width, _ = self.demos[0].images[self.seen[0]].shape
+        return height, width
 
     @property
     def rate(self) -> float | None:
@@ -141,30 +144,43 @@ class DemoSet:
 
 
 def read_demos(
-    path: str | Path, obs_keys: Sequence[str] | None = None, finite: bool = True, cameras: Sequence[str] = ()
+    path: str | Path,
+    obs_keys: Sequence[str] | None = None,
+    finite: bool = True,
+    cameras: Sequence[str] = (),
+    picture_size: tuple[int, int] | None = None,
 ) -> DemoSet:
     """Reads and checks demonstrations.
 
     Args:
         path: an HDF5 file in robomimic's layout, or the folder of a LeRobotDataset v3.
         obs_keys: observations to read, in this order. None takes robomimic's four (`ROBOMIMIC_KEYS`) where the file has them,
-            else every numeric key with one row of numbers per step, sorted; beside cameras without `OBJECT_KEY`.
+            else every numeric key with one row of numbers per step, sorted; beside cameras without `OBJECT_KEY`, in a folder
+            without `lerobot_info.ENVIRONMENT`.
         finite: refuse NaN and infinity; without, they are handed on, for a look at what is wrong with the data.
-        cameras: whose pictures to read, in this order. They stay in memory as they are: 21 kB for 84 × 84.
+        cameras: whose pictures to read, in this order; of a folder by their names (top) or keys (observation.images.top). They
+            stay in memory as they are: 21 kB for 84 × 84.
+        picture_size: height and width that their pictures have, or, of a folder, are scaled to. None leaves them as they are.
 
     Raises:
         DataError: the file is missing, damaged or of another layout, or a demonstration in it cannot be used. The message
             names file, demonstration, key and what to do.
-        ConfigError: reading it takes a package that is not installed.
+        ConfigError: reading it takes a package that is not installed, or there is a picture size and no camera.
     """
     path = Path(path)
+    if picture_size is not None and not cameras:
+        raise ConfigError(f"pictures of {picture_size} pixels of no camera: name some with --cameras, or leave the size out")
     if is_lerobot(path):
-        if cameras:
-            raise DataError(f"{path}: pictures are read from robomimic's HDF5 layout, not yet from a LeRobot folder's films.")
         from daps_robot.data.lerobot import read_lerobot  # which needs this module
 
-        return read_lerobot(path, obs_keys, finite)
-    return read_hdf5(path, obs_keys, finite, cameras)
+        return read_lerobot(path, obs_keys, finite, cameras, picture_size)
+    demos = read_hdf5(path, obs_keys, finite, cameras)
+    if picture_size is not None and demos.picture_size != picture_size:
+        raise DataError(
+            f"{path}: pictures of {demos.picture_size} pixels, where {picture_size} are asked for, and only those of a LeRobot "
+            "folder are scaled: render them again, or take the data set that the policy was trained on."
+        )
+    return demos
 
 
 def read_hdf5(path: Path, obs_keys: Sequence[str] | None, finite: bool = True, cameras: Sequence[str] = ()) -> DemoSet:
@@ -197,7 +213,7 @@ def images_of(demos: DemoSet, name: str) -> dict[str, UInt8[np.ndarray, "t heigh
     Raises:
         DataError: they are damaged, or too large.
     """
-    if not demos.cameras:
+    if not demos.cameras or is_lerobot(demos.path):
         return {}
     with open_file(demos.path) as file, damage_named(demos.path):
         reader = _DemoReader(demos.path, file["data"], [name], demos.obs_keys, True, ())
@@ -227,7 +243,9 @@ class _DemoReader:
         for key in obs:
             check_printable(path, key)
         self.there = cameras_in(obs)
-        check_cameras(path, cameras, self.there)
+        render = f"python scripts/render_demos.py --dataset {path} --cameras {' '.join(cameras)}"
+        unlike = "render them again at one size, or choose cameras alike."
+        check_cameras(path, cameras, self.there, f"Of a simulated task they are made by: {render}", unlike)
         self.obs_keys = self._resolve_keys(obs, obs_keys)
         self.left_out = sorted(set(obs) - {*self.obs_keys, *map(image_key, cameras)})
 

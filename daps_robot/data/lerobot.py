@@ -1,9 +1,9 @@
-"""Demonstrations in a LeRobotDataset v3 folder: the reader, of numbers only.
+"""Demonstrations in a LeRobotDataset v3 folder: the reader (`lerobot_pictures.py` has the cameras).
 
     meta/info.json                              fps, features (dtype and shape of every key), data_path, totals
     meta/episodes/chunk-000/file-000.parquet    a row an episode: its length, and the data file that holds it
     data/chunk-000/file-000.parquet             a row a step, many episodes one after the other
-    videos/<key>/chunk-000/file-000.mp4         cameras, which are named and left alone
+    videos/<key>/chunk-000/file-000.mp4         what cameras saw, many episodes one after the other
 
 (Format: huggingface/lerobot, `CODEBASE_VERSION = "v3.0"`.) A folder comes from anywhere, so nothing in it is believed: paths that
 lead out of it and sizes that it cannot hold are refused before memory is taken; types, shapes, episode and frame numbers must
@@ -20,55 +20,76 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 
 from daps_robot.data.demo_checks import asked_keys, check_bytes, check_finite, split_names
 from daps_robot.data.demos import DemoSet, file_sha256
 from daps_robot.data.files import shown
 from daps_robot.data.hdf5 import damage_named, listing, suggest
-from daps_robot.data.lerobot_info import ACTION, Info, read_info, read_splits, resolve_keys
+from daps_robot.data.lerobot_info import ACTION, OBSERVATION, Info, read_info, read_splits, resolve_keys
+from daps_robot.data.lerobot_pictures import Recording, asked_cameras, check_memory, film_columns
 from daps_robot.errors import ConfigError, DataError
 from daps_robot.types import Demo
 
 _BOOKKEEPING = {"episode_index": 1, "frame_index": 1}
-_EPISODE_COLUMNS = ("episode_index", "length", "data/chunk_index", "data/file_index")
+_EPISODE_COLUMNS = dict.fromkeys(("episode_index", "length", "data/chunk_index", "data/file_index"), ("int",))
+"""With what their types may begin."""
 
 
 @dataclass(frozen=True)
 class _Episodes:
-    """Lengths of the episodes 0, 1, 2, … and the data file (chunk, file) of each."""
+    """Lengths of the episodes 0, 1, 2, …, the data file (chunk, file) of each, and all that was read of meta/episodes."""
 
     lengths: Int[np.ndarray, " e"]
     files: list[tuple[int, int]]
+    columns: Mapping[str, np.ndarray]
 
 
-def read_lerobot(path: Path, obs_keys: Sequence[str] | None, finite: bool = True) -> DemoSet:
+def read_lerobot(
+    path: Path,
+    obs_keys: Sequence[str] | None,
+    finite: bool = True,
+    cameras: Sequence[str] = (),
+    picture_size: tuple[int, int] | None = None,
+) -> DemoSet:
     """`demos.read_demos` of a folder; episode i is the demonstration demo_i, and what is left out is printed.
 
-    `obs_keys` may name any feature that is a row of numbers; None takes all of those under "observation.".
+    `obs_keys` may name any feature that is a row of numbers; None takes all of those under "observation.", beside cameras
+    without `lerobot_info.ENVIRONMENT`.
 
     Raises:
         DataError: the folder is damaged, of an older version, or something in it does not fit.
-        ConfigError: pyarrow is not installed.
+        ConfigError: pyarrow is not installed, or PyAV for the films of `cameras`.
     """
     parquet = _import_parquet()
     info = read_info(path)
-    keys = resolve_keys(info, None if obs_keys is None else asked_keys(path, obs_keys, info.observations))
+    seen = asked_cameras(info, cameras, picture_size)
+    keys = resolve_keys(info, None if obs_keys is None else asked_keys(path, obs_keys, info.observations), bool(seen))
     meta = sorted((path / "meta" / "episodes").glob("*/*.parquet"))
-    episodes = _read_episodes(parquet, info, meta)
+    episodes = _read_episodes(parquet, info, meta, _EPISODE_COLUMNS | film_columns(seen))
     dims = {**_BOOKKEEPING, **{key: info.dims[key] for key in (ACTION, *keys)}}
     data = {pair: info.data_file(*pair) for pair in dict.fromkeys(episodes.files)}
     _check_files(parquet, info, episodes, data, dims)
+    check_memory(info, seen, picture_size)
     tables = [_read_columns(parquet, file, dims) for file in data.values()]
     steps = {key: np.concatenate([table[key] for table in tables]) for key in dims}
     _check_order(path, steps, episodes)
-    demos = _cut(path, steps, episodes, keys, finite)
-    if info.left_out and obs_keys is None:
-        print(f"{path}: {listing('only numbers are read, no cameras; left out', info.left_out)}", flush=True)
+    if seen:
+        print(f"{path}: reading {info.frames:,} pictures each of {', '.join(seen)}", flush=True)
+    recording = Recording(info, episodes.lengths, episodes.columns, list(data.values()))
+    pictures = {name: recording.read(camera, picture_size or camera.size) for name, camera in seen.items()}
+    demos = _cut(path, steps, episodes, keys, pictures, finite)
+    there = {*keys, *(camera.key for camera in seen.values())}
+    left_out = sorted(key for key in info.dtypes if key.startswith(OBSERVATION) and key not in there)
+    if left_out and obs_keys is None:
+        read = f"observations read: {', '.join(keys)}"
+        print(f"{path}: {listing(f'{read}; left out', left_out)}", flush=True)
     train, valid = split_names(path, [demo.name for demo in demos], *read_splits(info))
-    env_args = {"fps": info.fps, "robot_type": info.robot, "cameras": info.left_out}
-    sha256 = folder_sha256(path, [path / "meta" / "info.json", *meta, *data.values()])
-    return DemoSet(path, demos, train, valid, keys, env_args, sha256, None)
+    env_args = {"fps": info.fps, "robot_type": info.robot}
+    films = [film for camera in seen.values() if camera.filmed for film in recording.films(camera)]
+    sha256 = folder_sha256(path, [path / "meta" / "info.json", *meta, *data.values(), *films])
+    sizes = {name: camera.size for name, camera in info.cameras.items()}
+    return DemoSet(path, demos, train, valid, keys, env_args, sha256, None, sizes)
 
 
 def folder_sha256(folder: Path, files: Sequence[Path]) -> str:
@@ -85,24 +106,30 @@ def _import_parquet() -> Any:
     return pyarrow.parquet
 
 
-def _read_episodes(parquet: Any, info: Info, files: Sequence[Path]) -> _Episodes:
-    """All rows of meta/episodes, by episode number, which must run from 0 without a gap."""
+def _read_episodes(parquet: Any, info: Info, files: Sequence[Path], wanted: Mapping[str, tuple[str, ...]]) -> _Episodes:
+    """All rows of meta/episodes, by episode number, which must run from 0 without a gap.
+
+    `wanted`: columns -> what their types begin with.
+    """
     if not files:
         raise DataError(f"{info.path}: no episodes in meta/episodes/chunk-*/file-*.parquet; copy or download the folder again.")
-    columns: dict[str, list[np.ndarray]] = {name: [] for name in _EPISODE_COLUMNS}
+    read: dict[str, list[np.ndarray]] = {name: [] for name in wanted}
     for file in files:
         with damage_named(file):
             opened = parquet.ParquetFile(file)
-            check_bytes(file, 8 * opened.metadata.num_rows * len(_EPISODE_COLUMNS), file.stat().st_size)
-            for name in _EPISODE_COLUMNS:
-                if not str(_field(opened, file, name).type).startswith("int"):
-                    raise DataError(f"{file}: '{name}' holds {_field(opened, file, name).type} instead of whole numbers.")
-        table = _read_columns(parquet, file, dict.fromkeys(_EPISODE_COLUMNS, 1))
-        for name in _EPISODE_COLUMNS:
-            columns[name].append(table[name][:, 0])
-    number, lengths, chunk, part = (np.concatenate(columns[name]) for name in _EPISODE_COLUMNS)
-    order = np.argsort(number, kind="stable")
-    wrong = np.flatnonzero(number[order] != np.arange(len(order)))
+            check_bytes(file, 8 * opened.metadata.num_rows * len(wanted), file.stat().st_size)
+            for name, kinds in wanted.items():
+                if not str(kind := _field(opened, file, name).type).startswith(kinds):
+                    meant = "whole numbers" if kinds == ("int",) else "numbers"
+                    raise DataError(f"{file}: '{name}' holds {kind} instead of {meant}.")
+        table = _read_columns(parquet, file, dict.fromkeys(wanted, 1), np.float64)
+        for name in wanted:
+            read[name].append(table[name][:, 0])
+    together = {name: np.concatenate(values) for name, values in read.items()}
+    order = np.argsort(together["episode_index"], kind="stable")
+    columns = {name: values[order] for name, values in together.items()}
+    number, lengths, chunk, part = (columns[name] for name in _EPISODE_COLUMNS)
+    wrong = np.flatnonzero(number != np.arange(len(order)))
     if len(wrong):
         raise DataError(f"{info.path}: meta/episodes: episode {wrong[0]} is missing, or another is there twice.")
     if not len(order):
@@ -111,7 +138,7 @@ def _read_episodes(parquet: Any, info: Info, files: Sequence[Path]) -> _Episodes
         raise DataError(
             f"{info.path}: meta/info.json says {info.episodes} episodes, but meta/episodes has {len(order)}; copy it again."
         )
-    if len(short_ones := np.flatnonzero(lengths[order] < 1)):
+    if len(short_ones := np.flatnonzero(lengths < 1)):
         raise DataError(f"{info.path}: demo_{short_ones[0]} has no steps; remove this episode.")
     if chunk.min() < 0 or part.min() < 0:
         raise DataError(f"{info.path}: meta/episodes has negative file numbers; copy it again.")
@@ -119,7 +146,7 @@ def _read_episodes(parquet: Any, info: Info, files: Sequence[Path]) -> _Episodes
         raise DataError(
             f"{info.path}: meta/info.json says {info.frames} frames, but the episodes add up to {total}; copy it again."
         )
-    return _Episodes(lengths[order], [(int(chunk[i]), int(part[i])) for i in order])
+    return _Episodes(lengths, list(zip(chunk.tolist(), part.tolist(), strict=True)), columns)
 
 
 def _check_files(
@@ -170,7 +197,7 @@ def _check_column(opened: Any, file: Path, key: str, dtype: str, dim: int) -> No
         raise DataError(f"{file}: '{key}' has {values} values in {meta.num_rows} rows, but meta/info.json says {dim} each.")
 
 
-def _read_columns(parquet: Any, file: Path, dims: Mapping[str, int]) -> dict[str, np.ndarray]:
+def _read_columns(parquet: Any, file: Path, dims: Mapping[str, int], floats: type = np.float32) -> dict[str, np.ndarray]:
     """(t d) numbers of each column."""
     import pyarrow.compute as compute
 
@@ -187,7 +214,7 @@ def _read_columns(parquet: Any, file: Path, dims: Mapping[str, int]) -> dict[str
                 raise DataError(f"{file}: '{key}' has rows or values that are null; remove or repair this episode.")
             values = flat.to_numpy().reshape(table.num_rows, dim)
             with np.errstate(over="ignore"):
-                found[key] = values.astype(np.int64 if values.dtype.kind in "iu" and dim == 1 else np.float32)
+                found[key] = values.astype(np.int64 if values.dtype.kind in "iu" and dim == 1 else floats)
     return found
 
 
@@ -207,7 +234,12 @@ def _check_order(path: Path, steps: Mapping[str, np.ndarray], episodes: _Episode
 
 
 def _cut(
-    path: Path, steps: Mapping[str, Float[np.ndarray, "t _"]], episodes: _Episodes, keys: Sequence[str], finite: bool
+    path: Path,
+    steps: Mapping[str, Float[np.ndarray, "t _"]],
+    episodes: _Episodes,
+    keys: Sequence[str],
+    pictures: Mapping[str, UInt8[np.ndarray, "t height width 3"]],
+    finite: bool,
 ) -> tuple[Demo, ...]:
     demos = []
     for i, end in enumerate(np.cumsum(episodes.lengths)):
@@ -215,5 +247,6 @@ def _cut(
         name, values = f"demo_{i}", {key: steps[key][part].astype(np.float32, copy=False) for key in (ACTION, *keys)}
         for key, rows in values.items() if finite else ():
             check_finite(f"{path}: {name}: '{key}'", rows)
-        demos.append(Demo(name, values[ACTION], {key: values[key] for key in keys}))
+        images = {camera: seen[part] for camera, seen in pictures.items()}
+        demos.append(Demo(name, values[ACTION], {key: values[key] for key in keys}, images=images))
     return tuple(demos)

@@ -5,18 +5,43 @@ from __future__ import annotations
 import json
 import re
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
+from daps_robot.data.cameras import MAX_SIDE
 from daps_robot.data.files import shown
 from daps_robot.data.hdf5 import listing, short, suggest
 from daps_robot.errors import DataError
 
 ACTION = "action"
+OBSERVATION = "observation."
+ENVIRONMENT = "observation.environment_state"
+"""Where things are, which a policy with cameras is not shown by default: it is to see that for itself."""
+
 _NUMBERS = ("float16", "float32", "float64", "bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)))
 _MAX_BYTES = 4 * 2**20
 _MAX_PATH, _MAX_PART = 1000, 200
+_USUAL = {
+    "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
+    "video_path": "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
+}
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A feature that is pictures in colour.
+
+    Attributes:
+        key: of the feature.
+        filmed: whether they are frames of films, else they are pictures in the data files.
+        size: height and width.
+    """
+
+    key: str
+    filmed: bool
+    size: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -32,6 +57,8 @@ class Info:
         episodes, frames: how many there should be.
         splits: name -> "first:end" of episodes.
         robot: its type, where it is named.
+        cameras: name -> camera, by `camera_name`, sorted.
+        video_path: template of the films' paths, not looked at yet.
     """
 
     path: Path
@@ -43,20 +70,27 @@ class Info:
     frames: int
     splits: Mapping[str, str]
     robot: str | None
+    cameras: Mapping[str, Camera]
+    video_path: object
 
     @property
     def observations(self) -> list[str]:
         """Features under "observation." that are rows of numbers."""
-        return sorted(key for key in self.dims if key.startswith("observation."))
-
-    @property
-    def left_out(self) -> list[str]:
-        """Those that are not: cameras, strings, arrays."""
-        return sorted(key for key in self.dtypes if key.startswith("observation.") and key not in self.dims)
+        return sorted(key for key in self.dims if key.startswith(OBSERVATION))
 
     def data_file(self, chunk: int, file: int) -> Path:
         """A data file of the folder."""
         return self.path / self.data_path.format(chunk_index=chunk, file_index=file)
+
+    def film(self, key: str, chunk: int, file: int) -> Path:
+        """A film of the folder.
+
+        Raises:
+            DataError: the template leads elsewhere.
+        """
+        fields = {"video_key": key, "chunk_index": chunk, "file_index": file}
+        template = _checked_template(self.path / "meta" / "info.json", "video_path", self.video_path, fields)
+        return self.path / template.format(**fields)
 
 
 def is_lerobot(path: Path) -> bool:
@@ -98,14 +132,39 @@ def read_info(path: Path) -> Info:
     return Info(
         path,
         float(fps),
-        _checked_template(file, info.get("data_path")),
+        _checked_template(file, "data_path", info.get("data_path"), ("chunk_index", "file_index")),
         {key: feature["dtype"] for key, feature in features.items()},
         {key: feature["shape"][0] if feature["shape"] else 1 for key, feature in rows.items()},
         info["total_episodes"],
         info["total_frames"],
         splits,
         robot if isinstance(robot, str) else None,
+        _cameras(features),
+        info.get("video_path"),
     )
+
+
+def camera_name(key: str) -> str:
+    """What a feature's camera is called: "observation.images.top" top, "observation.image" image; other text as it is."""
+    return key.removeprefix(OBSERVATION).removeprefix("images.")
+
+
+def _cameras(features: Mapping[str, Any]) -> dict[str, Camera]:
+    """Those of features; of two that would be called the same, the second in alphabetical order keeps its key.
+
+    Height and width are told from the three colours, first or last: the names of the axes are wrong in some data sets.
+    """
+    found: dict[str, Camera] = {}
+    for key in sorted(features):
+        dtype, shape = features[key]["dtype"], features[key]["shape"]
+        if not key.startswith(OBSERVATION) or re.search(r"[/\\]", key) or dtype not in ("video", "image"):
+            continue
+        if len(shape) != 3 or (shape[0] == 3) == (shape[2] == 3) or max(shape) > MAX_SIDE:
+            continue
+        size = (shape[0], shape[1]) if shape[2] == 3 else (shape[1], shape[2])
+        name = camera_name(key)
+        found[key if name in found or not name else name] = Camera(key, dtype == "video", size)
+    return dict(sorted(found.items()))
 
 
 def _check_version(path: Path, version: object) -> None:
@@ -134,37 +193,34 @@ def _is_feature(name: str, feature: object) -> bool:
     return isinstance(shape, list) and all(type(size) is int and size > 0 for size in shape)
 
 
-def _checked_template(file: Path, template: object) -> str:
-    """`data_path`, if it can only lead to files inside the folder: `str.format` would follow attributes and pad without end."""
+def _checked_template(file: Path, what: str, template: object, fields: Collection[str]) -> str:
+    """A path, if it can only lead to files inside the folder: `str.format` would follow attributes and pad without end."""
     try:
         parts = list(string.Formatter().parse(template)) if isinstance(template, str) else []
     except ValueError:
         parts = []
-    names = [name for _, name, *_ in parts if name is not None]
-    fields = all(
-        spec is not None and re.fullmatch(r"(0?\dd?)?", spec) and conversion is None
-        for _, name, spec, conversion in parts
-        if name is not None
-    )
+    named = [(name, spec, conversion) for _, name, spec, conversion in parts if name is not None]
+    plain = all(re.fullmatch("" if name == "video_key" else r"(0?\dd?)?", str(spec)) and not conv for name, spec, conv in named)
     path = PurePosixPath(str(template))
     inside = not path.is_absolute() and ".." not in path.parts and "\\" not in str(template) and str(template).isprintable()
     short_enough = len(str(template)) <= _MAX_PATH and all(len(part) <= _MAX_PART for part in path.parts)
-    if sorted(names) != ["chunk_index", "file_index"] or not fields or not inside or not short_enough:
-        raise DataError(
-            f"{file}: data_path is {_shown(template)}; a path inside the folder is needed, such as "
-            "'data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet'."
-        )
+    if sorted(name for name, *_ in named) != sorted(fields) or not plain or not inside or not short_enough:
+        raise DataError(f"{file}: {what} is {_shown(template)}; a path inside the folder is needed, such as '{_USUAL[what]}'.")
     return str(template)
 
 
-def resolve_keys(info: Info, wanted: Sequence[str] | None) -> tuple[str, ...]:
-    """The observation keys to read: those that are wanted, else all under "observation." that are rows of numbers."""
+def resolve_keys(info: Info, wanted: Sequence[str] | None, seeing: bool) -> tuple[str, ...]:
+    """The observation keys to read: those that are wanted, else all under "observation." that are rows of numbers.
+
+    Beside cameras (`seeing`) without `ENVIRONMENT`.
+    """
     if wanted is None:
-        if not info.observations:
+        found = tuple(key for key in info.observations if not (seeing and key == ENVIRONMENT))
+        if not found:
             raise DataError(
                 f"{info.path}: no feature under 'observation.' is a row of numbers. {listing('There are', sorted(info.dtypes))}"
             )
-        return tuple(info.observations)
+        return found
     for key in wanted:
         if key in info.dims:
             continue

@@ -106,7 +106,7 @@ def load(out: Path) -> tuple[SizedPolicy, DemoSet]:
     path = run.get("dataset.path")
     if path is None:
         raise RunDirectoryError(f"{out / 'report.json'} does not name its data set: run scripts/evaluate.py again")
-    return policy, read_demos(Path(path), policy.obs_keys, cameras=policy.cameras)
+    return policy, read_demos(Path(path), policy.obs_keys, cameras=policy.cameras, picture_size=policy.picture_size)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -49,7 +49,7 @@ def test_what_is_written_is_read(tmp_path, capsys, fixed):
         assert demo.actions.dtype == np.float32
         for key in demos.obs_keys:
             assert np.array_equal(demo.obs[key], written[key])
-    assert "no cameras; left out: observation.images.top" in capsys.readouterr().out
+    assert "observation.state; left out: observation.images.top" in capsys.readouterr().out
 
 
 def test_keys_that_are_asked_for(folder, capsys):

@@ -17,7 +17,7 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
-from lerobot_folder import write_lerobot
+from lerobot_folder import write_films, write_lerobot
 from lightning_fabric import Fabric
 from PIL import Image
 from tiny import make_imitation, make_policy, make_tokenizer
@@ -59,6 +59,7 @@ from daps_robot.types import PlanRequest
 from .damage import change_json, change_json_lines, damage_file
 from .structure import (
     change_hdf5,
+    change_mp4,
     change_npz,
     change_parquet,
     change_png,
@@ -140,6 +141,12 @@ def said_by(demos: DemoSet) -> Any:
     assert windows.gather(torch.arange(len(windows))).actions.isfinite().all()
     told = [demos.rate, demos.action_units, env_differences(demos.env_args), demos.env_id, demos.train, demos.valid]
     return [told, [[demo.name, demo.actions, [demo.obs[key] for key in demos.obs_keys]] for demo in demos.demos]]
+
+
+def filmed(folder: Path) -> Any:
+    demos = read_demos(folder / "set", cameras=("top",), picture_size=(6, 8))
+    assert all(demo.images["top"].shape == (len(demo), 6, 8, 3) for demo in demos.demos)
+    return [said_by(demos), [demo.images["top"] for demo in demos.demos]]
 
 
 def build_collection(folder: Path) -> None:
@@ -481,6 +488,8 @@ READERS = {
     "collection": Reader(build_collection, finish_collection, (change_hdf5, change_json)),
     "lerobot": Reader(lambda f: write_lerobot(f / "set", (5, 6, 7), 2), lambda f: said_by(read_demos(f / "set")),
                       (change_json, change_parquet, change_parquet), needs=("pyarrow",)),
+    "films": Reader(lambda f: write_films(write_lerobot(f / "set", (5, 6, 7), 2), (5, 6, 7)), filmed,
+                    (change_mp4, change_mp4, change_json, change_parquet), needs=("pyarrow", "av")),
     "motion": Reader(build_motion, motion, (change_npz,), exact=True),
     "mnist": Reader(build_mnist, digits, (change_npz,), exact=True),
     "idx": Reader(build_idx, digits, exact=True),

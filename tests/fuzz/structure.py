@@ -333,6 +333,16 @@ def change_png(rng: Random, folder: Path) -> None:
     path.write_bytes(data[:8] + b"".join(written))
 
 
+def change_mp4(rng: Random, folder: Path) -> None:
+    """A number in the headers of a film, behind the name of a box."""
+    path = rng.choice(files_of(folder, "*.mp4"))
+    data = bytearray(path.read_bytes())
+    names = (b"stsz", b"stts", b"stsc", b"ctts", b"stco", b"elst", b"mdhd", b"mvhd", b"tkhd", b"avc1", b"avcC", b"stsd", b"trak")
+    at = rng.choice([i for name in names if (i := data.find(name)) >= 0]) + 4 * rng.randrange(-1, 8)
+    data[at : at + 4] = struct.pack(">I", rng.choice((0, 1, 2, 255, 2**16, 2**24, 2**31 - 1, 2**32 - 1, rng.getrandbits(32))))
+    path.write_bytes(data)
+
+
 # -- tables ------------------------------------------------------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from lerobot_folder import write_lerobot
+from lerobot_folder import LENGTHS, write_films, write_lerobot
 
 from daps_robot.commands import cli
 from daps_robot.commands.distill_policy import DistillPolicy
@@ -20,6 +20,7 @@ from daps_robot.commands.inspect_data import run as inspect_data
 from daps_robot.commands.rollout_env import rollout_env
 from daps_robot.commands.train_action_vae import TrainActionVAE, split
 from daps_robot.commands.train_action_vae import run as run_train
+from daps_robot.data.cameras import resized
 from daps_robot.data.demos import read_demos
 from daps_robot.errors import ConfigError
 from daps_robot.models.policies import load_policy
@@ -148,7 +149,24 @@ def test_a_policy_with_a_camera(place, capsys):
     larger.close()
     with pytest.raises(SystemExit):
         command(Evaluate, run_evaluate, "--dataset", dataset)
-    assert "sees pictures of (24, 32) pixels" in capsys.readouterr().err
+    assert "pictures of (48, 32) pixels, where (24, 32) are asked for" in capsys.readouterr().err
+
+
+def test_a_policy_that_learns_from_films(place):
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    pytest.importorskip("av", reason="PyAV is not installed")
+    dataset = write_films(write_lerobot(place / "filmed", LENGTHS[:4]), LENGTHS[:4])
+    command(TrainActionVAE, run_train, "--dataset", dataset, *TRAIN.split())
+    distill = ["--dataset", dataset, "--cameras", "observation.images.top", *DISTILL.split()]
+    command(DistillPolicy, run_distill, *distill, "--picture-size", 24, 32)
+    policy = load_policy(place / "runs" / dataset.name / "policy" / "model")
+    assert (policy.cameras, policy.picture_size, policy.obs_keys) == (("top",), (24, 32), ("observation.state",))
+    demo = read_demos(dataset, cameras=("top",)).demos[0]
+    seen = {"observation.state": demo.obs["observation.state"][0], "top_image": resized(demo.images["top"][0], (24, 32))}
+    assert policy.act(seen).shape == (3,)
+    command(Evaluate, run_evaluate, "--dataset", dataset)
+    assert "What the policy sees" in (place / "runs" / dataset.name / "report.html").read_text()
+    assert page.main([str(place / "runs" / dataset.name)]) == 0
 
 
 def test_a_policy_learns_from_as_many_demonstrations_as_its_tokenizer_unless_told(place, capsys):
