@@ -15,6 +15,8 @@ from PIL import Image
 
 from daps_robot.data.catalog import find_file
 
+pytestmark = pytest.mark.timeout(900)  # whole chains of processes, each of which imports everything
+
 ROOT = Path(__file__).parents[1]
 TRAIN = ["--overwrite", "--max-steps", "12", "--batch-size", "8", "--eval-every", "6", "--no-tensorboard"]
 STUDY = ["--seeds", "1", "--episodes", "2", "--ceiling-episodes", "2", "--max-steps", "16", "--budget", "0.004"]
@@ -66,7 +68,7 @@ def sections() -> dict[str, list[list[str]]]:
 
 
 def run(command: list[str], place: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *command], cwd=place, capture_output=True, text=True, timeout=200)
+    return subprocess.run([sys.executable, *command], cwd=place, capture_output=True, text=True, timeout=400)
 
 
 def run_small(commands: list[list[str]], place: Path) -> None:
