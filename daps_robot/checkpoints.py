@@ -167,6 +167,12 @@ def before(path: Path) -> Path:
     return path.with_name(f"{path.stem}.before{path.suffix}")
 
 
+def has_state(directory: Path) -> bool:
+    """Whether a run's directory holds a training state to go on from: the last, or the one before it."""
+    state = directory / "state.pt"
+    return state.is_file() or before(state).is_file()
+
+
 def replace_state(state: dict[str, Any], path: Path) -> None:
     """As `save_state`; the state that was there stays as `before(path)`, for the day when the disk damages this one.
 

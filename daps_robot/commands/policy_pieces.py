@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from daps_robot.checkpoints import kept_steps
+from daps_robot.checkpoints import has_state, kept_steps
 from daps_robot.commands.cli import keep_freed_memory
 from daps_robot.commands.distill_policy import DistillPolicy
 from daps_robot.commands.distill_policy import run as distill
@@ -154,7 +154,7 @@ def _check_unchanged(dataset: str, learning: Learning) -> None:
 
 def _sitting(place: Path) -> dict[str, Any]:
     """Whether a run begins or goes on. What left no state, such as a table that is fitted in one go, begins again."""
-    started = any((place / name).is_file() for name in ("state.pt", "state.before.pt"))
+    started = has_state(place)
     return {"out": place, "resume": started, "overwrite": not started}
 
 

@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
 
 from daps_robot import parallel
-from daps_robot.checkpoints import owned_directory
+from daps_robot.checkpoints import has_state, owned_directory
 from daps_robot.config import differences, load_json, save_json, to_json
 from daps_robot.data.hdf5 import short
 from daps_robot.errors import ConfigError, DapsRobotError, RunDirectoryError
@@ -22,7 +22,7 @@ from daps_robot.training.objective import Objective, TrainerConfig
 from daps_robot.training.stream import Batches
 
 RUN_FILES = (
-    *("state.pt", "state.before.pt", "best.json", "metrics.jsonl", "timing.json"),
+    *("state.pt", "state.before.pt", "state.new.pt", "state.damaged.pt", "best.json", "metrics.jsonl", "timing.json"),
     *("report.json", "report.html", "examples.png"),
 )
 """What a run and the command around it write, beside config.json, model/, checkpoints/ and tensorboard/."""
@@ -59,7 +59,7 @@ class Trainer:
                 self.claim(resume, overwrite)
             parallel.wait_for_all()
             training = Training(self.config, self.directory, fabric, objective)
-            if resume and any((self.directory / name).is_file() for name in ("state.pt", "state.before.pt")):
+            if resume and has_state(self.directory):
                 training.load()
             at = float(training.progress.step)
             if parallel.largest([at, -at], fabric.device) != [at, -at]:
@@ -137,4 +137,4 @@ class Trainer:
             raise RunDirectoryError(f"{self.directory} holds a run of {kinds[0]}, not of {kinds[1]}: choose another --out")
 
     def _holds_results(self) -> bool:
-        return any((self.directory / name).exists() for name in ("state.pt", "state.before.pt", "best.json"))
+        return has_state(self.directory) or (self.directory / "best.json").exists()
