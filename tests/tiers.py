@@ -54,6 +54,7 @@ TESTS = {
     "pusht": ["tests/envs/test_pusht.py"],
     "hub": ["tests/models/test_pretrained.py"],
     "export": ["tests/models/test_export.py"],
+    "wandb": ["tests/training/test_wandb.py"],
 }
 """Extra → what it is needed for."""
 

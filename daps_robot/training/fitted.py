@@ -28,7 +28,7 @@ def save_fitted(tokenizer: ActionTokenizer, valid: Batches, trainer: Trainer, re
         trainer.claim(resume, overwrite)
         torch.manual_seed(trainer.config.seed)
         metrics = {**evaluate_tokenizer(tokenizer, valid, beta_end=1.0), "step": 0, "train_seconds": 0.0}
-        logger = MetricLogger(trainer.directory, 0, trainer.config.tensorboard)
+        logger = MetricLogger(trainer.directory, 0, trainer.config.tensorboard, trainer.config.wandb)
         logger.log(0, "valid", metrics)
         logger.close()
         tokenizer.save_pretrained(trainer.directory / "model")

@@ -1,4 +1,4 @@
-"""Metrics of a run: a JSONL file always, TensorBoard by default, both without duplicate rows after a resume."""
+"""Metrics of a run: a JSONL file always, TensorBoard by default, Weights & Biases by choice; a resume duplicates no rows."""
 
 from __future__ import annotations
 
@@ -6,18 +6,44 @@ import contextlib
 import json
 import math
 import os
+import uuid
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from daps_robot.atomic import put
-from daps_robot.errors import CheckpointError, RunDirectoryError
+from daps_robot.config import load_json
+from daps_robot.errors import CheckpointError, ConfigError, RunDirectoryError
+
+WANDB_ID = "wandb-id.txt"
+"""Of a run's directory: under which Weights & Biases knows it."""
+
+
+class Mirror(Protocol):
+    """Shows somewhere else what `metrics.jsonl` records."""
+
+    def log(self, step: int, split: str, metrics: dict[str, float]) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class MetricLogger:
-    """Writes rows {"step", "split", metrics…} to `metrics.jsonl` and scalars to `tensorboard/` in a directory."""
+    """Writes rows {"step", "split", metrics…} to `metrics.jsonl` in a directory, and scalars to its mirrors."""
 
-    def __init__(self, directory: Path, first_step: int, tensorboard: bool = True) -> None:
-        """Rows past `first_step` (of an interrupted run) are dropped: they will be written again."""
+    def __init__(self, directory: Path, first_step: int, tensorboard: bool = True, wandb: str = "") -> None:
+        """Rows past `first_step` (of an interrupted run) are dropped: they will be written again.
+
+        Args:
+            directory: of the run.
+            first_step: that it goes on from; 0 for a new run.
+            tensorboard: mirror to `tensorboard/` in the directory.
+            wandb: mirror to this project of Weights & Biases; "" to none.
+
+        Raises:
+            RunDirectoryError: the directory cannot be written.
+            ConfigError: Weights & Biases is not installed, or does not let us in.
+        """
         self.path = directory / "metrics.jsonl"
         rows = [row for row in read_rows(self.path) if row["step"] <= first_step] if first_step else []
         try:
@@ -25,11 +51,11 @@ class MetricLogger:
             self.file = self.path.open("a")
         except OSError as error:
             raise RunDirectoryError(f"cannot write {self.path}: {error.strerror}") from error
-        self.writer: Any = None
+        self.mirrors: list[Mirror] = []
         if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter  # slow to import
-
-            self.writer = SummaryWriter(str(directory / "tensorboard"), purge_step=first_step + 1)
+            self.mirrors.append(TensorBoard(directory, first_step))
+        if wandb:
+            self.mirrors.append(WeightsAndBiases(directory, first_step, wandb))
 
     def log(self, step: int, split: str, metrics: dict[str, float]) -> None:
         # JSON has no NaN: a metric that is not finite is written as null, not dropped
@@ -37,9 +63,8 @@ class MetricLogger:
         try:
             self.file.write(json.dumps({"step": step, "split": split, **row}) + "\n")
             self.file.flush()
-            if self.writer is not None:
-                for name, value in metrics.items():
-                    self.writer.add_scalar(f"{split}/{name}", value, step)
+            for mirror in self.mirrors:
+                mirror.log(step, split, metrics)
         except OSError as error:
             raise RunDirectoryError(f"cannot write the metrics in {self.path.parent}: {error.strerror}") from error
 
@@ -47,8 +72,8 @@ class MetricLogger:
         """To disk, all of it."""
         try:
             os.fsync(self.file.fileno())
-            if self.writer is not None:
-                self.writer.flush()
+            for mirror in self.mirrors:
+                mirror.flush()
         except OSError as error:
             raise RunDirectoryError(f"cannot write the metrics in {self.path.parent}: {error.strerror}") from error
 
@@ -56,8 +81,67 @@ class MetricLogger:
         """Flushes and closes the files; a full disk has been reported by then, and must not hide what went wrong first."""
         with contextlib.suppress(OSError):
             self.file.close()
-            if self.writer is not None:
-                self.writer.close()
+            for mirror in self.mirrors:
+                mirror.close()
+
+
+class TensorBoard:
+    """Scalars in `tensorboard/`, those past the first step purged."""
+
+    def __init__(self, directory: Path, first_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+        self.writer: Any = SummaryWriter(str(directory / "tensorboard"), purge_step=first_step + 1)
+
+    def log(self, step: int, split: str, metrics: dict[str, float]) -> None:
+        for name, value in metrics.items():
+            self.writer.add_scalar(f"{split}/{name}", value, step)
+
+    def flush(self) -> None:
+        self.writer.flush()
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class WeightsAndBiases:
+    """One run there for one directory, whose configuration it has; a resume goes on with it.
+
+    What a resumed run trains again it has already, and does not take twice: it drops steps before its last one.
+    """
+
+    def __init__(self, directory: Path, first_step: int, project: str) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise ConfigError("--wandb needs Weights & Biases: pip install 'daps-robot[wandb]'") from error
+        identity, config = directory / WANDB_ID, directory / "config.json"
+        try:
+            if not (first_step and identity.is_file()):
+                put(identity, lambda temporary: temporary.write_text(uuid.uuid4().hex[:12]))
+            self.run: Any = wandb.init(
+                project=project,
+                id=identity.read_text().strip(),
+                name=str(directory),
+                dir=directory,
+                config=load_json(config) if config.is_file() else {},
+                resume="allow",
+            )
+        except wandb.Error as error:
+            raise ConfigError(
+                f"Weights & Biases does not let us in ({error}): `wandb login`, or WANDB_MODE=offline to send it later"
+            ) from error
+        except OSError as error:
+            raise RunDirectoryError(f"cannot write {identity}: {error.strerror}") from error
+
+    def log(self, step: int, split: str, metrics: dict[str, float]) -> None:
+        self.run.log({f"{split}/{name}": value for name, value in metrics.items()}, step=step)
+
+    def flush(self) -> None:
+        """It sends by itself."""
+
+    def close(self) -> None:
+        self.run.finish()
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -53,7 +53,7 @@ class Training:
     def run(self, data: Batches, stop: Stop) -> None:
         config, progress, device = self.config, self.progress, self.fabric.device
         if parallel.is_main():
-            self.logger = MetricLogger(self.directory, progress.step, config.tensorboard)
+            self.logger = MetricLogger(self.directory, progress.step, config.tensorboard, config.wandb)
             if config.keep_last:
                 forget_checkpoints(self.directory / "checkpoints", progress.step)
         share = parallel.own_share(config.batch_size)

@@ -66,6 +66,7 @@ class TrainerConfig:
         patience: stop after so many validations without improvement; 0 never.
         max_skipped: non-finite steps in a row that end the run.
         tensorboard: write TensorBoard files beside the JSONL.
+        wandb: log to this project of Weights & Biases too (extra `wandb`); by default to none.
         optimizer: AdamW and what surrounds it.
     """
 
@@ -84,6 +85,7 @@ class TrainerConfig:
     patience: int = 0
     max_skipped: int = 50
     tensorboard: bool = True
+    wandb: str = ""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:

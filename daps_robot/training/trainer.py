@@ -17,15 +17,17 @@ from daps_robot.checkpoints import has_state, owned_directory
 from daps_robot.config import differences, load_json, save_json, to_json
 from daps_robot.data.hdf5 import short
 from daps_robot.errors import ConfigError, DapsRobotError, RunDirectoryError
+from daps_robot.training.logger import WANDB_ID
 from daps_robot.training.loop import Training, stop_signals
 from daps_robot.training.objective import Objective, TrainerConfig
 from daps_robot.training.stream import Batches
 
 RUN_FILES = (
     *("state.pt", "state.before.pt", "state.new.pt", "state.damaged.pt", "best.json", "metrics.jsonl", "timing.json"),
-    *("report.json", "report.html", "examples.png"),
+    *("report.json", "report.html", "examples.png", WANDB_ID),
 )
-"""What a run and the command around it write, beside config.json, model/, checkpoints/ and tensorboard/."""
+RUN_FOLDERS = ("model", "checkpoints", "tensorboard", "wandb")
+"""What a run and the command around it write, beside config.json."""
 
 
 class Trainer:
@@ -105,7 +107,7 @@ class Trainer:
             self._refuse_another_kind(path)
             for name in RUN_FILES:
                 (self.directory / name).unlink(missing_ok=True)
-            for name in ("model", "checkpoints", "tensorboard"):
+            for name in RUN_FOLDERS:
                 shutil.rmtree(self.directory / name, ignore_errors=True)
             path.unlink()  # last: by it the directory is known as a run's, wherever this is interrupted
         if resume and path.is_file() and self._holds_results():
