@@ -193,6 +193,8 @@ class Controller:
             if key not in parts:
                 raise _UnfitError(f"the observation lacks {key!r}, which the policy sees; it has {', '.join(map(repr, parts))}")
             values[key] = _finite(parts[key], key)
+            if len(values[key]) != (wanted := self.policy.obs_dims.get(key, len(values[key]))):
+                raise _UnfitError(f"the observation's {key!r} has {len(values[key])} values, the policy sees {wanted}")
         seen = np.concatenate(list(values.values()))
         if len(seen) != self.policy.observation_dim:
             sizes = " + ".join(f"{key!r} {len(part)}" for key, part in values.items())
@@ -240,6 +242,12 @@ def plan_keys(episode: Int[np.ndarray, " b"], plan: Int[np.ndarray, " b"]) -> In
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     z = z ^ (z >> np.uint64(31))
     return (z >> np.uint64(1)).astype(np.int64)
+
+
+def check_obs_dims(obs_dims: tuple[int, ...], obs_keys: tuple[str, ...], observation_dim: int) -> None:
+    """Raises ConfigError where what a policy says of its keys' sizes is neither nothing nor o in all."""
+    if obs_dims and (len(obs_dims) != len(obs_keys) or min(obs_dims) < 0 or sum(obs_dims) != observation_dim):
+        raise ConfigError(f"obs_dims {obs_dims} are not the sizes of {', '.join(obs_keys)}, of {observation_dim} values in all")
 
 
 def within_bounds(

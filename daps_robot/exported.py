@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from daps_robot.config import from_json
-from daps_robot.control import Acting
+from daps_robot.control import Acting, check_obs_dims
 from daps_robot.errors import CheckpointError, ConfigError, DataError
 from daps_robot.types import JSON, PlanRequest
 
@@ -37,6 +37,7 @@ class ExportedConfig:
         weights: how many it had.
         made_by: versions of what exported it.
         run: of what its training run says of itself, what an evaluation needs: data set and environment.
+        obs_dims: how many values each of them has; () of a policy saved before that was kept.
     """
 
     policy: str
@@ -50,6 +51,7 @@ class ExportedConfig:
     weights: int
     made_by: dict[str, Any] = field(default_factory=dict)
     run: dict[str, Any] = field(default_factory=dict)
+    obs_dims: tuple[int, ...] = ()
 
 
 class ExportedPolicy(Acting):
@@ -72,6 +74,7 @@ class ExportedPolicy(Acting):
         self.config = config = _config(self._session, self.path)
         self.obs_keys, self.history, self.horizon, self.execute = config.obs_keys, config.history, config.horizon, config.execute
         self.observation_dim, self.action_dim = config.observation_dim, config.action_dim
+        self.obs_dims = dict(zip(config.obs_keys, config.obs_dims, strict=False))
 
     def decide(
         self, observations: Float[np.ndarray, "1 n o"]
@@ -141,6 +144,7 @@ def _config(session: Any, path: Path) -> ExportedConfig:
         if not isinstance(values, dict) or values.get("format") != FORMAT or values.get("version") != VERSION:
             raise CheckpointError(f"{path} is no exported policy that this version of daps_robot reads: export it anew")
         config = from_json(ExportedConfig, values.get("config", {}), str(path))
+        check_obs_dims(config.obs_dims, config.obs_keys, config.observation_dim)
     except (ConfigError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} does not say what it holds: {error}") from error
     shapes = [("observations", [1, config.history, config.observation_dim]), ("chunk", [1, config.horizon, config.action_dim])]

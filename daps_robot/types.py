@@ -145,6 +145,7 @@ class SizedPolicy(Policy, Protocol):
     Attributes:
         kind: the name under which it is saved (see `daps_robot.models.policies.POLICIES`).
         observation_dim, action_dim: o and a.
+        obs_dims: how many of the o values are each key's; empty of a policy saved before that was kept.
         execute: e, the steps of a plan that it is meant to be executed for.
         cameras: whose pictures it sees, in this order; () for a policy of numbers alone.
         picture_size: height and width of these pictures; None without cameras.
@@ -154,6 +155,7 @@ class SizedPolicy(Policy, Protocol):
     cameras: tuple[str, ...]
     picture_size: tuple[int, int] | None
     observation_dim: int
+    obs_dims: dict[str, int]
     action_dim: int
     execute: int
 

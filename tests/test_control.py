@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ class Recorder:
     kind, obs_keys, needs_expert = "recorder", ("b", "a"), False
     cameras, picture_size = (), None
     observation_dim, action_dim, history, horizon, execute = 3, 2, 3, 6, 2
+    obs_dims: ClassVar = {}
 
     def __init__(self):
         self.requests = []
@@ -139,6 +141,16 @@ def test_an_observation_that_does_not_fit_is_refused_and_forgotten(message):
         controller.act(BAD[message])
     assert first(controller, 2, start=1) == [1, 10]
     assert policy.requests[1].observations[0, :, 0].tolist() == [0, -1, -2]
+
+
+def test_keys_that_exchange_values_are_refused():
+    """Three values in all are not enough where it is known which are whose."""
+    policy = Recorder()
+    policy.obs_dims = {"b": 1, "a": 2}
+    controller = Controller(policy)
+    with pytest.raises(ControlError, match="'b' has 2 values, the policy sees 1"):
+        controller.act({"a": np.zeros(1), "b": np.zeros(2)})
+    assert first(controller, 1) == [0]
 
 
 def test_or_the_last_action_is_given_again_while_the_plan_waits():

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ class Slow:
     kind, obs_keys, needs_expert = "slow", ("x",), False
     cameras, picture_size = (), None
     observation_dim, action_dim, history, horizon, execute = 1, 1, 1, 8, 3
+    obs_dims: ClassVar = {}
 
     def __init__(self, pause=0.0, gated=False):
         self.pause, self.gate, self.made, self.threads = pause, threading.Semaphore(0) if gated else None, 0, set()

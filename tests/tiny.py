@@ -118,4 +118,4 @@ def make_imitation(kind, settings=None, demos=None):
     settings = settings or SETTINGS[kind]
     windows = ChunkDataset(demos or demonstrations(), ("state",), settings.horizon, settings.history)
     torch.manual_seed(0)
-    return POLICIES[kind].for_data(settings, ("state",), windows).eval(), windows
+    return POLICIES[kind].for_data(settings, {"state": windows.observations.shape[1]}, windows).eval(), windows

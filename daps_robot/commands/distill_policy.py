@@ -33,7 +33,7 @@ from daps_robot.training.imitation import action_scale
 from daps_robot.training.objective import TrainerConfig
 from daps_robot.training.optimizer import OptimizerConfig
 from daps_robot.training.trainer import Trainer
-from daps_robot.types import JSON
+from daps_robot.types import JSON, SizedPolicy
 
 
 @dataclass(frozen=True)
@@ -139,6 +139,7 @@ def run(config: DistillPolicy) -> dict[str, float]:
         offset_head=size.offset_head,
         quaternions=quaternions,
         cameras=train.cameras,
+        obs_dims=tuple(demos.obs_dims.values()),
     )
     policy = LatentPolicy(networks, tokenizer, Scaler.fit(observations))
     print(f"distilling the tokenizer of {tokenizer_run} on {len(train)} windows of {demos.path}", flush=True)
@@ -237,6 +238,16 @@ def command_in(description: Any) -> JSON:
     """The command in the config.json of a run, as far as there is one."""
     command = description.get("command") if isinstance(description, dict) else None
     return command if isinstance(command, dict) else {}
+
+
+def check_trained_on(policy: SizedPolicy, policy_run: Path, demos: DemoSet) -> None:
+    """Raises CheckpointError where a policy takes other numbers than a data set has."""
+    observed, dims = policy.obs_dims or policy.observation_dim, demos.obs_dims
+    if (demos.action_dim, dims if policy.obs_dims else sum(dims.values())) != (policy.action_dim, observed):
+        raise CheckpointError(
+            f"the policy in {policy_run} maps observed values ({observed}) to {policy.action_dim} action dimensions, "
+            f"{demos.path} has {dims} and {demos.action_dim}: pass the data set it was trained on"
+        )
 
 
 def run_description(directory: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from daps_robot.commands.distill_policy import env_in, newest_run, run_description, with_dataset
+from daps_robot.commands.distill_policy import check_trained_on, env_in, newest_run, run_description, with_dataset
 from daps_robot.commands.rollout_env import check_counts, look_at, rollout_env
 from daps_robot.commands.through_tokenizer import OtherCodes, ceilings, describe, malformed_codes, replays, tokenizer_figures
 from daps_robot.commands.train_action_vae import split
@@ -120,11 +120,7 @@ def run(config: Evaluate) -> JSON:
         policy = policy.with_decoding(config.decoding)
     path = fetch(config.dataset or description["dataset"]["path"])
     demos = read_demos(path, policy.obs_keys, cameras=policy.cameras, picture_size=policy.picture_size)
-    if (demos.action_dim, sum(demos.obs_dims.values())) != (policy.action_dim, policy.observation_dim):
-        raise CheckpointError(
-            f"the policy in {policy_run} maps {policy.observation_dim} observed values to {policy.action_dim} action dimensions, "
-            f"{demos.path} has {sum(demos.obs_dims.values())} and {demos.action_dim}: pass the data set it was trained on"
-        )
+    check_trained_on(policy, policy_run, demos)
     env_id, without = playable(demos, config.env, env_in(description))
     out = config.out or report_directory(policy, policy_run)
     try:

@@ -115,7 +115,7 @@ def run(config: TrainPolicy) -> dict[str, float]:
     out = config.out or Path("runs") / dataset_name(config.dataset) / config.policy
     train, valid = split(demos, config.settings.horizon, config.settings.history)
     torch.manual_seed(config.trainer.seed)
-    policy = kind.for_data(config.settings, demos.obs_keys, train)
+    policy = kind.for_data(config.settings, demos.obs_dims, train)
     print(
         f"{config.policy} on {demos.path}: {len(train)} windows of {len(demos.train)} demonstrations, "
         f"{len(valid)} of {len(demos.valid)} held out; {sum(p.numel() for p in policy.parameters()):,} parameters",

@@ -74,6 +74,7 @@ def export_policy(policy: TrainedPolicy, path: Path, run: JSON) -> None:
         weights=sum(parameter.numel() for parameter in policy.parameters()),
         made_by={package: version(package) for package in ("daps-robot", "torch", "onnxscript")},
         run=run,
+        obs_dims=tuple(policy.obs_dims.values()),
     )
     example = torch.zeros(1, policy.history, policy.observation_dim)
     before = logging.root.manager.disable

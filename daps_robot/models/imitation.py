@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from daps_robot.control import Acting
+from daps_robot.control import Acting, check_obs_dims
 from daps_robot.data.chunks import ChunkDataset, ObservedSteps
 from daps_robot.data.hdf5 import short
 from daps_robot.data.normalize import Scaler
@@ -59,6 +59,7 @@ class ImitationConfig:
         settings: of this kind of policy.
         cameras: whose pictures it sees, in this order.
         pictures: how it sees them.
+        obs_dims: how many values each of them has; () of a policy saved before that was kept.
     """
 
     obs_keys: tuple[str, ...]
@@ -67,11 +68,13 @@ class ImitationConfig:
     settings: PolicySettings
     cameras: tuple[str, ...] = ()
     pictures: PictureFrontEndConfig | None = None
+    obs_dims: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not (1 <= self.observation_dim <= 10**6 and 1 <= self.action_dim <= 10**4):
             raise ConfigError(f"{self.observation_dim} observed values and {self.action_dim} action dimensions cannot be")
         check_cameras_seen(self.cameras, self.pictures)
+        check_obs_dims(self.obs_dims, self.obs_keys, self.observation_dim)
 
 
 class ImitationPolicy(Acting, nn.Module, ABC):
@@ -105,7 +108,7 @@ class ImitationPolicy(Acting, nn.Module, ABC):
         self.cameras, self.picture_size = config.cameras, picture_size(config.pictures)
         self.scaler = scaler or Scaler.identity(config.observation_dim)
         self.action_scaler = action_scaler or Scaler.identity(config.action_dim)
-        self.obs_keys = config.obs_keys
+        self.obs_keys, self.obs_dims = config.obs_keys, dict(zip(config.obs_keys, config.obs_dims, strict=False))
         self.observation_dim, self.action_dim = config.observation_dim, config.action_dim
         self.history, self.horizon = config.settings.history, config.settings.horizon
         self.execute = config.settings.execute
@@ -115,11 +118,11 @@ class ImitationPolicy(Acting, nn.Module, ABC):
         """Raises ConfigError where a package that this kind of policy needs is not installed."""
 
     @classmethod
-    def for_data(cls, settings: PolicySettings, obs_keys: tuple[str, ...], train: ChunkDataset) -> Self:
-        """An untrained policy whose scalers are fitted to the training windows."""
+    def for_data(cls, settings: PolicySettings, obs_dims: dict[str, int], train: ChunkDataset) -> Self:
+        """An untrained policy of observation keys of these sizes, whose scalers are fitted to the training windows."""
         actions, observations = train.actions.numpy(), train.observations.numpy()
         dims = observations.shape[1], actions.shape[1]
-        config = ImitationConfig(obs_keys, *dims, settings, train.cameras, front_end_for(train))
+        config = ImitationConfig(tuple(obs_dims), *dims, settings, train.cameras, front_end_for(train), tuple(obs_dims.values()))
         return cls(config, Scaler.fit(observations), cls.fit_actions(actions))
 
     @classmethod

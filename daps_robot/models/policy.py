@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from daps_robot.control import Acting
+from daps_robot.control import Acting, check_obs_dims
 from daps_robot.data.normalize import Scaler
 from daps_robot.data.rotations import expand_quaternions
 from daps_robot.errors import ConfigError
@@ -81,6 +81,7 @@ class PolicyConfig:
         quaternions: first columns of the observed quaternions (x y z w) that the networks see as 6-D rotations.
         offset_head: add a predicted offset to the decoded chunk (see `OffsetHead`).
         cameras: whose pictures are seen, in this order.
+        obs_dims: how many values each of them has; () of a policy saved before that was kept.
     """
 
     tokenizer: ActionTokenizerConfig
@@ -92,9 +93,11 @@ class PolicyConfig:
     quaternions: tuple[int, ...] = ()
     offset_head: bool = False
     cameras: tuple[str, ...] = ()
+    obs_dims: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         self._check_tokenizer()
+        check_obs_dims(self.obs_dims, self.obs_keys, self.observation_dim)
         check_cameras_seen(self.cameras, self.front_end.pictures)
         decoding, embeds = self.decoding, isinstance(self.tokenizer, TokenizerConfig)
         if decoding.method == "auto":
@@ -113,6 +116,11 @@ class PolicyConfig:
                 "the offset head has learned what all codes leave over, not what a prefix does: decode all of them, or distil "
                 "without --offset-head"
             )
+
+    @property
+    def observation_dim(self) -> int:
+        """o, of which the networks see quaternions as six numbers."""
+        return self.front_end.channels - 2 * len(self.quaternions)
 
     def _check_tokenizer(self) -> None:
         own, theirs = self.codes, self.tokenizer.codes
@@ -175,7 +183,8 @@ class LatentPolicy(Acting, nn.Module):
         self.tokenizer = (tokenizer or build_tokenizer(config.tokenizer)).requires_grad_(False)
         if config.embedding_head and isinstance(self.tokenizer, Tokenizer) and len(self.tokenizer.tables) == 1:
             self.code_model.head = EmbeddingHead(config.codes.transformer.width, self.tokenizer.tables[0])
-        self.obs_keys, self.observation_dim = config.obs_keys, config.front_end.channels - 2 * len(config.quaternions)
+        self.obs_keys, self.obs_dims = config.obs_keys, dict(zip(config.obs_keys, config.obs_dims, strict=False))
+        self.observation_dim = config.observation_dim
         self.history = config.front_end.history
         self.cameras, self.picture_size = config.cameras, picture_size(config.front_end.pictures)
         self.horizon, self.action_dim = self.tokenizer.horizon, self.tokenizer.action_dim

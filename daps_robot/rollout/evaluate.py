@@ -235,7 +235,7 @@ def play(pool: SlotPool, policy: Policy, task: Task, progress: bool) -> Ledger:
 def check_fit(policy: Policy, layout: Layout, env_id: str) -> None:
     """Compares a policy's dimensions with the environment's, where the policy states them.
 
-    A policy may have attributes `observation_dim` (o), `action_dim` (a), `cameras` and `picture_size`.
+    A policy may have attributes `observation_dim` (o), `obs_dims`, `action_dim` (a), `cameras` and `picture_size`.
 
     Raises:
         SimulationError: naming what does not fit.
@@ -248,6 +248,9 @@ def check_fit(policy: Policy, layout: Layout, env_id: str) -> None:
             f"the policy was made for {wanted} observation values, but {env_id} gives {sum(dims.values())} ({parts}); "
             "was it trained on another task?"
         )
+    for key, wanted in getattr(policy, "obs_dims", {}).items():
+        if dims[key] != wanted:
+            raise SimulationError(f"the policy was made for {wanted} values of '{key}', but {env_id} gives {dims[key]}")
     wanted = getattr(policy, "picture_size", None)
     for camera in getattr(policy, "cameras", ()):
         if (size := layout.pictures[image_key(camera)]) != wanted:

@@ -85,7 +85,7 @@ def test_it_plans_as_the_saved_policy_does(name, files):
     policy, path = files(name)
     exported = ExportedPolicy(path)
     assert isinstance(exported, SizedPolicy)
-    for attribute in ("obs_keys", "observation_dim", "action_dim", "history", "horizon", "execute", "needs_expert"):
+    for attribute in ("obs_keys", "observation_dim", "obs_dims", "action_dim", "history", "horizon", "execute", "needs_expert"):
         assert getattr(exported, attribute) == getattr(policy, attribute)
     seen, keys = observations(), np.arange(12)
     plans = exported.plan(PlanRequest(seen, keys))

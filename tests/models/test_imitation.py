@@ -93,7 +93,7 @@ def test_units_make_no_difference(kind):
     with torch.no_grad():
         windows.actions, windows.observations = 10 * windows.actions - 3, 0.5 * windows.observations + 20
     torch.manual_seed(0)
-    other = POLICIES[kind].for_data(policy.config.settings, ("state",), windows).eval()
+    other = POLICIES[kind].for_data(policy.config.settings, policy.obs_dims, windows).eval()
     asked = request(policy)
     moved = PlanRequest(0.5 * asked.observations + 20, asked.keys)
     np.testing.assert_allclose(other.plan(moved), 10 * policy.plan(asked) - 3, rtol=1e-3, atol=1)

@@ -1,5 +1,7 @@
 """A controller does what an evaluation does."""
 
+from typing import ClassVar
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ class WildPointPolicy(PointPolicy):
     """Some of its actions lie outside the bounds."""
 
     kind, observation_dim, action_dim, execute = "wild", 4, 2, 3
+    obs_dims: ClassVar = {"position": 2, "goal": 2}
     cameras, picture_size = (), None
 
     def plan(self, request):
