@@ -46,7 +46,7 @@ class Counts:
 
     Attributes:
         steps: actions given, repeated ones included.
-        plans: how often the policy was asked.
+        plans: that were made.
         clipped: values of them, of steps executed, that lay outside the bounds.
         bad_observations: steps at which an observation could not be acted on, and the last action was given again.
         late: steps at which a plan was due that had not come (planning ahead only).
@@ -159,7 +159,6 @@ class Controller:
     def _request(self) -> PlanRequest:
         """What the next plan is asked with."""
         keys = plan_keys(np.array([self._seed]), np.array([self.counts.plans]))
-        self.counts.plans += 1
         values, images = zip(*self._history, strict=True)
         return PlanRequest(np.stack(values)[None], keys, images=np.stack(images)[None] if self.policy.cameras else None)
 
@@ -173,6 +172,7 @@ class Controller:
         if not np.isfinite(plan).all():
             raise ControlError("the policy's plan is not finite: was it trained to the end on this task?")
         self._plan, self._planned_at = plan, step
+        self.counts.plans += 1
 
     def _hold(self) -> Float[np.ndarray, " a"]:
         assert self._last is not None
@@ -193,7 +193,8 @@ class Controller:
             if key not in parts:
                 raise _UnfitError(f"the observation lacks {key!r}, which the policy sees; it has {', '.join(map(repr, parts))}")
             values[key] = _finite(parts[key], key)
-            if len(values[key]) != (wanted := self.policy.obs_dims.get(key, len(values[key]))):
+            wanted = self.policy.obs_dims.get(key, len(values[key]))
+            if by_key and len(values[key]) != wanted:
                 raise _UnfitError(f"the observation's {key!r} has {len(values[key])} values, the policy sees {wanted}")
         seen = np.concatenate(list(values.values()))
         if len(seen) != self.policy.observation_dim:

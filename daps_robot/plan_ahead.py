@@ -89,20 +89,24 @@ class PlanAhead(Controller):
             self._take(wait=True)
         elif self._pending is not None and self._pending.done() and self._pending.exception() is not None:
             self._take()
-        elif self._pending is not None and self._step - self._asked_at >= self.delay:
+        elif self._pending is not None and (self._step - self._asked_at >= self.delay or not self._left()):
             if self._pending.done():
                 self._take()
             else:
                 self.counts.late += 1
         if self._pending is None and self._step - self._planned_at >= self.execute:
             self._ask()
-        left = self._planned_at + self.policy.horizon - self._step
+        left = self._left()
         if not left and self.on_late == "raise":
             raise ControlError(
                 f"no plan after {self._step - self._asked_at} steps, and none left of the one before: "
                 f"raise the delay of {self.delay} steps, or execute fewer than {self.execute} of a plan"
             )
         return left > 0
+
+    def _left(self) -> int:
+        """Actions left of the plan that is executed."""
+        return self._planned_at + self.policy.horizon - self._step
 
     def _ask(self) -> None:
         try:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import make_imitation, make_policy
 
-from daps_robot.control import Controller
+from daps_robot.control import Controller, plan_keys
 from daps_robot.errors import ConfigError, ControlError, DataError
 from daps_robot.models.policy import DecodingConfig
 
@@ -151,6 +151,33 @@ def test_keys_that_exchange_values_are_refused():
     with pytest.raises(ControlError, match="'b' has 2 values, the policy sees 1"):
         controller.act({"a": np.zeros(1), "b": np.zeros(2)})
     assert first(controller, 1) == [0]
+
+
+def test_a_flat_observation_is_no_key_of_that_name():
+    policy = Recorder()
+    policy.obs_keys, policy.obs_dims = ("observation", "goal"), {"observation": 2, "goal": 1}
+    controller = Controller(policy)
+    controller.act(np.zeros(3))
+    controller.act({"observation": np.zeros(2), "goal": np.zeros(1)})
+    with pytest.raises(ControlError, match="'observation' has 1 values, the policy sees 2"):
+        controller.act({"observation": np.zeros(1), "goal": np.zeros(2)})
+
+
+def test_a_plan_that_was_refused_is_not_counted():
+    """Its number keys the noise of the next."""
+    policy, plan = Recorder(), Recorder.plan
+    controller = Controller(policy, execute=1)
+    assert first(controller, 1) == [0]
+    policy.plan = overflow
+    with pytest.raises(ControlError, match="overflows"):
+        controller.act(seen(1))
+    policy.plan = plan.__get__(policy)
+    assert first(controller, 1, start=2) == [10] and controller.counts.plans == 2
+    assert policy.requests[1].keys == plan_keys(np.array([0]), np.array([1]))
+
+
+def overflow(request):
+    raise DataError("row 0 overflows")
 
 
 def test_or_the_last_action_is_given_again_while_the_plan_waits():

@@ -103,7 +103,7 @@ def test_at_the_end_of_the_plan_before_a_late_one_is_an_error_or_held_for(on_lat
         policy.gate.release()
         settle(controller)
         assert controller.act([10.0])[0] == 305  # where the other one ended
-        assert controller.counts.plans == 3
+        assert controller.counts.plans == 2
         policy.gate.release(9)
 
 
@@ -133,6 +133,24 @@ def test_what_the_policy_raises_comes_out_of_act():
         assert controller.act([5.0])[0] == 5  # asks again
         settle(controller)
         assert [float(controller.act([x])[0]) for x in (6, 7)] == [6, 502]
+
+
+@pytest.mark.parametrize("on_late", ["raise", "hold"])
+def test_after_a_failure_it_takes_what_comes_too_late_for_the_delay(on_late):
+    """Of the plan before, fewer steps are left than the delay has: the new one takes over as soon as there is none left."""
+    policy = Slow()
+    policy.execute = 4
+    with PlanAhead(policy, 4, on_late=on_late) as controller:
+        assert [float(controller.act([x])[0]) for x in range(4)] == [0, 1, 2, 3]
+        plan, policy.plan = policy.plan, overflow
+        controller.act([4.0])
+        settle(controller)
+        with pytest.raises(ControlError, match="row 0 overflows"):
+            controller.act([5.0])
+        policy.plan = plan
+        assert [float(controller.act([x])[0]) for x in (5, 6, 7)] == [5, 6, 7]  # asks again at the first of them
+        settle(controller)
+        assert [float(controller.act([x])[0]) for x in (8, 9)] == [503, 504]
 
 
 def test_a_reset_throws_the_plan_under_way_away():

@@ -91,7 +91,10 @@ def _check_headers(path: Path) -> None:
     stored = path.stat().st_size
     headers = _headers(path, stored)
     if any(name in headers for name in (b"trun", b"cmov")):
-        raise DataError(f"{path} is a film in fragments, or has packed headers; write it anew: ffmpeg -i <old> -c copy <new>.mp4")
+        raise DataError(
+            f"{path} is a film in fragments, or has packed headers (or a title that looks like such: 'trun', 'cmov'); "
+            "write it anew: ffmpeg -i <old> -c copy -map_metadata -1 <new>.mp4"
+        )
     for found in re.finditer(b"stsz|stz2|stts|ctts|stsc|stco|co64|stss|elst", headers):
         start = found.end() + (8 if found[0] in (b"stsz", b"stz2") else 4)
         count = int.from_bytes(headers[start : start + 4], "big")

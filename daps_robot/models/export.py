@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from daps_robot.checkpoints import write_atomically
 from daps_robot.config import to_json
+from daps_robot.data.rotations import expand_quaternions
 from daps_robot.errors import ConfigError
 from daps_robot.exported import FORMAT, METADATA, VERSION, ExportedConfig, sealed
 from daps_robot.models.policy import LatentPolicy
@@ -33,13 +34,14 @@ class Graph(nn.Module):
         self.policy = policy
 
     def forward(self, observations: Tensor) -> tuple[Tensor, ...]:
-        """The chunk is NaN where an observation's square overflows: past that a graph, which cannot raise, makes up numbers."""
-        policy = self.policy
+        """The chunk is NaN where an observation's square overflows, as it is or scaled: a graph cannot raise."""
+        policy, seen = self.policy, observations
         if isinstance(policy, LatentPolicy):
             *codes, chunk = policy.decide(observations)
+            seen = expand_quaternions(observations, policy.config.quaternions)
         else:
             codes, chunk = [], policy.action_scaler.denormalize(policy.decode(policy.scaler.normalize(observations)))
-        finite = observations.square().sum().isfinite()
+        finite = (seen.square().sum() + policy.scaler.normalize(seen).square().sum()).isfinite()
         return (*codes, torch.where(finite, chunk, torch.full_like(chunk, torch.nan)))
 
 

@@ -9,7 +9,7 @@ from daps_robot.checkpoints import owned_directory
 from daps_robot.config import save_json
 from daps_robot.errors import ConfigError
 from daps_robot.models.action_tokenizer import ActionTokenizer
-from daps_robot.training.logger import MetricLogger
+from daps_robot.training.logger import MetricLogger, check_wandb
 from daps_robot.training.stream import Batches
 from daps_robot.training.tokenizer import evaluate_tokenizer
 from daps_robot.training.trainer import Trainer
@@ -24,6 +24,7 @@ def save_fitted(tokenizer: ActionTokenizer, valid: Batches, trainer: Trainer, re
     """
     if resume or parallel.launched() > 1:
         raise ConfigError("this tokenizer is fitted in one go, by one process: leave out --resume and torchrun")
+    check_wandb(trainer.config.wandb)
     with owned_directory(trainer.directory):
         trainer.claim(resume, overwrite)
         torch.manual_seed(trainer.config.seed)

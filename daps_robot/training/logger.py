@@ -6,12 +6,15 @@ import contextlib
 import json
 import math
 import os
+import re
+import sys
 import uuid
 from pathlib import Path
 from typing import Any, Protocol
 
 from daps_robot.atomic import put
 from daps_robot.config import load_json
+from daps_robot.data.hdf5 import short
 from daps_robot.errors import CheckpointError, ConfigError, RunDirectoryError
 
 WANDB_ID = "wandb-id.txt"
@@ -38,14 +41,15 @@ class MetricLogger:
             directory: of the run.
             first_step: that it goes on from; 0 for a new run.
             tensorboard: mirror to `tensorboard/` in the directory.
-            wandb: mirror to this project of Weights & Biases; "" to none.
+            wandb: mirror to this project of Weights & Biases (see `check_wandb`); "" to none.
 
         Raises:
             RunDirectoryError: the directory cannot be written.
-            ConfigError: Weights & Biases is not installed, or does not let us in.
+            ConfigError: Weights & Biases does not let us in.
         """
         self.path = directory / "metrics.jsonl"
-        rows = [row for row in read_rows(self.path) if row["step"] <= first_step] if first_step else []
+        found = read_rows(self.path) if first_step else []
+        rows = [row for row in found if row["step"] <= first_step]
         try:
             put(self.path, lambda temporary: temporary.write_text("".join(json.dumps(row) + "\n" for row in rows)))
             self.file = self.path.open("a")
@@ -55,7 +59,7 @@ class MetricLogger:
         if tensorboard:
             self.mirrors.append(TensorBoard(directory, first_step))
         if wandb:
-            self.mirrors.append(WeightsAndBiases(directory, first_step, wandb))
+            self.mirrors.append(WeightsAndBiases(directory, wandb, first_step, again=len(found) - len(rows)))
 
     def log(self, step: int, split: str, metrics: dict[str, float]) -> None:
         # JSON has no NaN: a metric that is not finite is written as null, not dropped
@@ -79,10 +83,9 @@ class MetricLogger:
 
     def close(self) -> None:
         """Flushes and closes the files; a full disk has been reported by then, and must not hide what went wrong first."""
-        with contextlib.suppress(OSError):
-            self.file.close()
-            for mirror in self.mirrors:
-                mirror.close()
+        for close in (self.file.close, *(mirror.close for mirror in self.mirrors)):
+            with contextlib.suppress(OSError):
+                close()
 
 
 class TensorBoard:
@@ -107,17 +110,18 @@ class TensorBoard:
 class WeightsAndBiases:
     """One run there for one directory, whose configuration it has; a resume goes on with it.
 
-    What a resumed run trains again it has already, and does not take twice: it drops steps before its last one.
+    It is a mirror: what goes wrong with it is said, and the training goes on without it.
     """
 
-    def __init__(self, directory: Path, first_step: int, project: str) -> None:
-        try:
-            import wandb
-        except ImportError as error:
-            raise ConfigError("--wandb needs Weights & Biases: pip install 'daps-robot[wandb]'") from error
+    def __init__(self, directory: Path, project: str, first_step: int, again: int) -> None:
+        """`again` rows past `first_step`, which it has, will be logged once more, and are not sent twice."""
+        import wandb
+
         identity, config = directory / WANDB_ID, directory / "config.json"
+        known = first_step > 0 and identity.is_file()
+        self.again = again if known else 0
         try:
-            if not (first_step and identity.is_file()):
+            if not known:
                 put(identity, lambda temporary: temporary.write_text(uuid.uuid4().hex[:12]))
             self.run: Any = wandb.init(
                 project=project,
@@ -127,21 +131,60 @@ class WeightsAndBiases:
                 config=load_json(config) if config.is_file() else {},
                 resume="allow",
             )
-        except wandb.Error as error:
-            raise ConfigError(
-                f"Weights & Biases does not let us in ({error}): `wandb login`, or WANDB_MODE=offline to send it later"
-            ) from error
         except OSError as error:
             raise RunDirectoryError(f"cannot write {identity}: {error.strerror}") from error
+        except Exception as error:  # of many kinds
+            raise ConfigError(f"Weights & Biases does not let us in: {short(error)}; {_WANDB_REMEDY}") from error
 
     def log(self, step: int, split: str, metrics: dict[str, float]) -> None:
-        self.run.log({f"{split}/{name}": value for name, value in metrics.items()}, step=step)
+        if self.again:
+            self.again -= 1
+        elif self.run is not None:
+            try:
+                self.run.log({f"{split}/{name}": value for name, value in metrics.items()}, step=step)
+            except Exception as error:  # of its service, which may have died
+                self._give_up(error)
 
     def flush(self) -> None:
         """It sends by itself."""
 
     def close(self) -> None:
-        self.run.finish()
+        if self.run is not None:
+            try:
+                self.run.finish()
+            except Exception as error:
+                self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        self.run = None
+        text = f"Weights & Biases is told no more of this run ({short(error)}); metrics.jsonl has it all"
+        print(text, file=sys.stderr, flush=True)
+
+
+_WANDB_REMEDY = "`wandb login`, or WANDB_MODE=offline to send it later"
+
+
+def check_wandb(project: str) -> None:
+    """Whether a run can be mirrored to this project, as far as that can be told before it begins.
+
+    Raises:
+        ConfigError: it is not installed, nobody is logged in, or that is no name of a project.
+    """
+    if not project:
+        return
+    try:
+        import wandb
+    except ImportError as error:
+        raise ConfigError("--wandb needs Weights & Biases: pip install 'daps-robot[wandb]'") from error
+    if re.search(r"[/\\#?%:]", project):
+        raise ConfigError(f"--wandb {project!r} cannot be a project's name, which has none of / \\ # ? % :")
+    if os.environ.get("WANDB_MODE", "online") in ("online", "shared"):
+        try:
+            let_in = wandb.login()
+        except Exception as error:  # of many kinds
+            raise ConfigError(f"Weights & Biases does not let us in: {short(error)}; {_WANDB_REMEDY}") from error
+        if not let_in:
+            raise ConfigError(f"Weights & Biases knows no user here: {_WANDB_REMEDY}")
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

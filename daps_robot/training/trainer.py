@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,17 +18,20 @@ from daps_robot.checkpoints import has_state, owned_directory
 from daps_robot.config import differences, load_json, save_json, to_json
 from daps_robot.data.hdf5 import short
 from daps_robot.errors import ConfigError, DapsRobotError, RunDirectoryError
-from daps_robot.training.logger import WANDB_ID
+from daps_robot.training.logger import WANDB_ID, check_wandb
 from daps_robot.training.loop import Training, stop_signals
 from daps_robot.training.objective import Objective, TrainerConfig
 from daps_robot.training.stream import Batches
 
 RUN_FILES = (
     *("state.pt", "state.before.pt", "state.new.pt", "state.damaged.pt", "best.json", "metrics.jsonl", "timing.json"),
-    *("report.json", "report.html", "examples.png", WANDB_ID),
+    *("report.json", "report.html", "examples.png", "exported.onnx", WANDB_ID),
 )
-RUN_FOLDERS = ("model", "checkpoints", "tensorboard", "wandb")
+RUN_FOLDERS = ("model", "checkpoints", "tensorboard", "wandb", "exported")
 """What a run and the command around it write, beside config.json."""
+
+CHANGES_NOTHING = re.compile(r"(^|\.)(workers|tensorboard|wandb): ")
+"""Settings with which a run may be resumed that was started with others."""
 
 
 class Trainer:
@@ -55,6 +59,7 @@ class Trainer:
             raise ConfigError("this estimator's steps cannot be divided into parts: leave out --accumulate")
         if self.config.batch_size > max(10_000, 100 * len(data)):
             raise ConfigError(f"batch_size {self.config.batch_size} is out of proportion to {len(data)} examples")
+        check_wandb(self.config.wandb)
         fabric = self._fabric()
         with owned_directory(self.directory) if parallel.is_main() else nullcontext(), stop_signals() as stop:
             if parallel.is_main():
@@ -114,12 +119,14 @@ class Trainer:
             found = load_json(path)
             if not isinstance(found, dict):
                 raise RunDirectoryError(f"{path} is damaged: start again with --overwrite")
-            changed = [text for text in differences(found, self.description) if ".workers:" not in text]  # which changes nothing
+            changed = [text for text in differences(found, self.description) if not CHANGES_NOTHING.search(text)]
             if changed:
                 raise RunDirectoryError(
                     f"{self.directory} was started with other settings ({'; '.join(changed[:5])}): "
                     "give the same ones, or --overwrite"
                 )
+            if not has_state(self.directory) and (self.directory / "timing.json").is_file():
+                raise RunDirectoryError(f"{self.directory} was trained to the end, and its state.pt is gone: nothing to resume")
         elif not path.is_file() and self._holds_results():
             raise RunDirectoryError(f"{self.directory} holds a run without its {path.name}: put it back, or choose another --out")
         elif path.is_file() and not resume and self._holds_results():

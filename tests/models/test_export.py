@@ -1,5 +1,6 @@
 """Exported policies plan as the saved ones do, and say what they are; files that are not theirs are refused."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -177,13 +178,29 @@ def test_weights_in_another_file_are_not_read(files, tmp_path, monkeypatch):
         ExportedPolicy(tmp_path / "outside.onnx")
 
 
+def test_nor_by_an_absolute_path(files, tmp_path):
+    model = onnx.load(files("greedy")[1])
+    onnx.save(model, tmp_path / "outside.onnx", save_as_external_data=True, location="secret", size_threshold=1024)
+    model = onnx.load(tmp_path / "outside.onnx", load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = str(tmp_path / "secret")
+    with pytest.raises(CheckpointError, match=r"outside\.onnx is not a readable"):
+        ExportedPolicy(written(model, tmp_path / "outside.onnx"))
+
+
 @pytest.mark.parametrize("name", POLICIES)
 def test_what_overflows_is_refused_as_the_saved_policy_does(name, files):
     policy, path = files(name)
-    request = PlanRequest(np.full((1, 2, policy.observation_dim), 1e30, np.float32), np.zeros(1, np.int64))
-    for each in (policy, ExportedPolicy(path)):
-        with pytest.raises(DataError, match="overflow"):
-            each.plan(request)
+    policy, scaled = copy.deepcopy(policy), path.with_name(f"{name}-scaled.onnx")
+    policy.scaler.scale.fill_(1e-3)  # by which it is divided
+    export_policy(policy, scaled, RUN)
+    for value, saved, exported in ((1e30, policy, path), (1e18, policy, scaled)):
+        request = PlanRequest(np.full((1, 2, policy.observation_dim), value, np.float32), np.zeros(1, np.int64))
+        for each in (saved, ExportedPolicy(exported)):
+            with pytest.raises(DataError, match="overflow"):
+                each.plan(request)
 
 
 def test_observations_of_another_shape_are_refused(files):

@@ -147,6 +147,30 @@ def test_changed_settings_are_not_resumed(tmp_path):
         train(tmp_path, resume=True, batch_size=9)
 
 
+def test_what_changes_no_figure_may_be_another(tmp_path):
+    train(tmp_path)
+    train(tmp_path, resume=True, workers=1, tensorboard=True)
+
+
+def test_a_finished_run_without_its_state_is_not_trained_again(tmp_path):
+    """As it stands where state.pt was removed for its size, or left behind."""
+    train(tmp_path)
+    (tmp_path / "timing.json").write_text("{}")  # which the command writes when it is done
+    for path in tmp_path.glob("state*.pt"):
+        path.unlink()
+    before = (tmp_path / "metrics.jsonl").read_text()
+    with pytest.raises(RunDirectoryError, match=r"state\.pt is gone"):
+        train(tmp_path, resume=True)
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+
+
+def test_an_overwritten_run_keeps_no_export_of_the_old_weights(tmp_path):
+    train(tmp_path)
+    (tmp_path / "exported.onnx").touch()
+    train(tmp_path, overwrite=True)
+    assert not (tmp_path / "exported.onnx").exists()
+
+
 def test_a_run_begun_by_an_earlier_version_is_resumed(whole, tmp_path):
     """Its config.json lacks a setting that there is now, with a default."""
     train(tmp_path)

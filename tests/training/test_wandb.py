@@ -5,20 +5,22 @@ import time
 import types
 
 import pytest
+from toy_objective import train
 
 from daps_robot.errors import ConfigError
-from daps_robot.training.logger import WANDB_ID, MetricLogger
+from daps_robot.training.logger import WANDB_ID, MetricLogger, check_wandb, read_rows
 
 
 class Recorder:
-    """In place of a run there: rows, with the rule that a step before the last one is dropped."""
+    """In place of a run there."""
 
     def __init__(self):
-        self.rows, self.finished = [], False
+        self.rows, self.finished, self.dead = [], False, False
 
     def log(self, metrics, step):
-        if not self.rows or step >= self.rows[-1][0]:
-            self.rows.append((step, metrics))
+        if self.dead:
+            raise ConnectionResetError("service gone")
+        self.rows.append((step, metrics))
 
     def finish(self):
         self.finished = True
@@ -34,6 +36,8 @@ def runs(monkeypatch):
         return kept[settings["id"]]
 
     module.init, module.Error = init, type("Error", (Exception,), {})
+    module.login = lambda: True
+    monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setitem(sys.modules, "wandb", module)
     return kept
 
@@ -59,7 +63,7 @@ def test_a_resumed_run_goes_on_with_the_same_one(tmp_path, runs):
     write(tmp_path, 10, (15, 20))
     (run,) = runs.values()
     assert run.settings["resume"] == "allow" and run.settings["id"] == (tmp_path / WANDB_ID).read_text()
-    assert sorted({step for step, _ in run.rows}) == [5, 10, 15, 20]
+    assert [step for step, _ in run.rows] == [5, 10, 15, 20]
 
 
 def test_a_run_started_anew_is_another_one(tmp_path, runs):
@@ -68,18 +72,51 @@ def test_a_run_started_anew_is_another_one(tmp_path, runs):
     assert len(runs) == 2
 
 
-def test_refused(tmp_path, runs, monkeypatch):
-    def refuse(**_):
-        raise sys.modules["wandb"].Error("no API key")
+def test_where_it_fails_the_training_goes_on(tmp_path, runs, capsys):
+    logger = MetricLogger(tmp_path, 0, tensorboard=False, wandb="arm")
+    logger.log(5, "train", {"loss": 1.0})
+    (run,) = runs.values()
+    run.dead = True
+    for step in (10, 15):
+        logger.log(step, "train", {"loss": 1.0})
+    logger.close()
+    assert capsys.readouterr().err.count("told no more of this run (service gone)") == 1
+    assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [5, 10, 15] and len(run.rows) == 1
 
-    monkeypatch.setattr(sys.modules["wandb"], "init", refuse)
-    with pytest.raises(ConfigError, match=r"no API key.*wandb login.*WANDB_MODE=offline"):
-        MetricLogger(tmp_path, 0, tensorboard=False, wandb="arm")
 
-
-def test_not_installed(tmp_path, monkeypatch):
+def test_a_run_is_not_thrown_away_for_one_that_cannot_begin(tmp_path, monkeypatch):
+    train(tmp_path)
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ConfigError, match=r"daps-robot\[wandb\]"):
+        train(tmp_path, overwrite=True, wandb="arm")
+    assert (tmp_path / "model").is_dir() and (tmp_path / "state.pt").is_file()
+
+
+@pytest.mark.parametrize("let_in", [False, "no API key"])
+def test_nobody_is_logged_in(runs, monkeypatch, let_in):
+    def login():
+        if let_in:
+            raise sys.modules["wandb"].Error(let_in)
+        return False
+
+    monkeypatch.setattr(sys.modules["wandb"], "login", login)
+    with pytest.raises(ConfigError, match=r"(no API key|knows no user).*wandb login.*WANDB_MODE=offline"):
+        check_wandb("arm")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    check_wandb("arm")
+
+
+def test_a_name_that_it_does_not_take(runs):
+    with pytest.raises(ConfigError, match="a/b"):
+        check_wandb("a/b")
+
+
+def test_refused_after_all(tmp_path, runs, monkeypatch):
+    def refuse(**_):
+        raise sys.modules["wandb"].Error("no permission")
+
+    monkeypatch.setattr(sys.modules["wandb"], "init", refuse)
+    with pytest.raises(ConfigError, match="no permission"):
         MetricLogger(tmp_path, 0, tensorboard=False, wandb="arm")
 
 
