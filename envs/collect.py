@@ -44,11 +44,11 @@ class Task:
 
     env: type[RobosuiteEnv]
     noise: float
-    nudges: float = 0.0
+    nudges: float = 0.03
 
 
 TASKS = {
-    "lift": Task(LiftEnv, noise=0.1, nudges=0.03),
+    "lift": Task(LiftEnv, noise=0.1),
     "can": Task(CanEnv, noise=0.1),
     "square": Task(SquareEnv, noise=0.05),
 }
