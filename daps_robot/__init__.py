@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from daps_robot.control import Controller
+    from daps_robot.errors import ControlError, DapsRobotError
     from daps_robot.exported import ExportedPolicy
     from daps_robot.models.action_tokenizer import load_tokenizer
     from daps_robot.models.policies import load_policy
@@ -16,10 +17,22 @@ if TYPE_CHECKING:
 
     __version__: str
 
-__all__ = ["Controller", "ExportedPolicy", "LatentPolicy", "PlanAhead", "Tokenizer", "load_policy", "load_tokenizer"]
+__all__ = [
+    "ControlError",
+    "Controller",
+    "DapsRobotError",
+    "ExportedPolicy",
+    "LatentPolicy",
+    "PlanAhead",
+    "Tokenizer",
+    "load_policy",
+    "load_tokenizer",
+]
 
 _PUBLIC = {
     "Controller": "daps_robot.control",
+    "ControlError": "daps_robot.errors",
+    "DapsRobotError": "daps_robot.errors",
     "ExportedPolicy": "daps_robot.exported",
     "LatentPolicy": "daps_robot.models.policy",
     "PlanAhead": "daps_robot.plan_ahead",

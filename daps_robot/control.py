@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
@@ -95,6 +95,7 @@ class Controller:
         self.execute = policy.execute if execute is None else execute
         if not 1 <= self.execute <= policy.horizon:
             raise ConfigError(f"execute={self.execute} does not fit the policy's plans of {policy.horizon} steps; take 1 to h")
+        check_trouble("on_bad_observation", on_bad_observation)
         self.bounds = None if bounds is None else _bounds(bounds, policy.action_dim)
         self.on_bad_observation = on_bad_observation
         self.reset()
@@ -225,6 +226,12 @@ class Acting:
             self.reset()
         assert self._controller is not None
         return self._controller.act(observation)
+
+
+def check_trouble(name: str, choice: str) -> None:
+    """Raises ConfigError for a choice that is none: one that is not known must not come to mean "hold"."""
+    if choice not in get_args(OnTrouble):
+        raise ConfigError(f'{name}={choice!r} is neither "raise" nor "hold"')
 
 
 def plan_keys(episode: Int[np.ndarray, " b"], plan: Int[np.ndarray, " b"]) -> Int[np.ndarray, " b"]:

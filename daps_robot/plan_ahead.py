@@ -22,7 +22,7 @@ from typing import Any, Self
 
 from numpy.typing import ArrayLike
 
-from daps_robot.control import Controller, OnTrouble
+from daps_robot.control import Controller, OnTrouble, check_trouble
 from daps_robot.errors import ConfigError, ControlError, DataError
 from daps_robot.types import SizedPolicy
 
@@ -61,6 +61,7 @@ class PlanAhead(Controller):
                 f"delay={delay} with execute={self.execute} does not fit plans of {policy.horizon} steps: "
                 "take 1 ≤ delay ≤ execute and execute + delay ≤ h"
             )
+        check_trouble("on_late", on_late)
         self.delay, self.on_late = delay, on_late
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="daps_robot-plan")
 

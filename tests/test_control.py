@@ -12,6 +12,7 @@ from tiny import make_imitation, make_policy
 from daps_robot.control import Controller, plan_keys
 from daps_robot.errors import ConfigError, ControlError, DataError
 from daps_robot.models.policy import DecodingConfig
+from daps_robot.plan_ahead import PlanAhead
 
 
 class Recorder:
@@ -161,6 +162,14 @@ def test_a_flat_observation_is_no_key_of_that_name():
     controller.act({"observation": np.zeros(2), "goal": np.zeros(1)})
     with pytest.raises(ControlError, match="'observation' has 1 values, the policy sees 2"):
         controller.act({"observation": np.zeros(1), "goal": np.zeros(2)})
+
+
+@pytest.mark.parametrize("choice", ["Raise", "stop", None, False])
+def test_what_is_no_choice_does_not_mean_hold(choice):
+    with pytest.raises(ConfigError, match='neither "raise" nor "hold"'):
+        Controller(Recorder(), on_bad_observation=choice)
+    with pytest.raises(ConfigError, match="on_late"):
+        PlanAhead(Recorder(), 1, on_late=choice)
 
 
 def test_a_plan_that_was_refused_is_not_counted():

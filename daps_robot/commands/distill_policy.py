@@ -202,6 +202,8 @@ def newest_run(kind: str, name: str | None, root: Path = Path("runs")) -> Path:
     """
     runs = list(root.glob(f"{glob.escape(name) if name else '*'}/{kind}/timing.json"))  # the last file that a run writes
     if not runs:
+        if begun := sorted(root.glob(f"{glob.escape(name) if name else '*'}/{kind}/config.json")):
+            raise CheckpointError(f"the {kind} in {begun[0].parent} was not trained to the end: repeat its command with --resume")
         script = {"tokenizer": "train_action_vae.py", "policy": "distill_policy.py"}[kind]
         raise CheckpointError(f"no trained {kind} under {root / (name or '*')}: run scripts/{script} first, or pass --{kind}")
     return max(runs, key=lambda path: path.stat().st_mtime).parent

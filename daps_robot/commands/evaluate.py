@@ -14,10 +14,9 @@ import torch
 from daps_robot.commands.distill_policy import check_trained_on, env_in, newest_run, run_description, with_dataset
 from daps_robot.commands.rollout_env import check_counts, look_at, rollout_env
 from daps_robot.commands.through_tokenizer import OtherCodes, ceilings, describe, malformed_codes, replays, tokenizer_figures
-from daps_robot.commands.train_action_vae import split
+from daps_robot.commands.train_action_vae import describe_share, split, unexplained
 from daps_robot.config import load_json, save_json, to_json
 from daps_robot.data.catalog import dataset_name, fetch
-from daps_robot.data.chunks import ChunkDataset
 from daps_robot.data.demos import EVAL_SEED_START, DemoSet, read_demos
 from daps_robot.errors import CheckpointError, ConfigError, RunDirectoryError, SimulationError
 from daps_robot.exported import ExportedPolicy
@@ -252,17 +251,6 @@ def roll_out(
         report |= replays(env_id, policy.tokenizer, demos, config.workers)
         laps.end("replay")
     return report
-
-
-def describe_share(share: float | None) -> str:
-    return "nothing (it has none)" if share is None else f"{share:.1%}"
-
-
-def unexplained(rmse: list[float], valid: ChunkDataset) -> float | None:
-    """Squared error over variance, mean of the dimensions that vary: 0 is exact, 1 as good as always the mean action."""
-    deviation = valid.actions.double().std(0, correction=0)
-    varies = deviation > 1e-6
-    return float((torch.tensor(rmse, dtype=torch.float64) / deviation)[varies].square().mean()) if varies.any() else None
 
 
 def stage_seconds(policy_run: Path, description: JSON) -> dict[str, float]:

@@ -38,7 +38,13 @@ class InspectData:
 
 
 def run(config: InspectData) -> Inspection:
-    """Print what there is to say, and write the page. NaN and infinity, which training refuses, are reported too."""
+    """Print what there is to say, and write the page. NaN and infinity, which training refuses, are reported too.
+
+    Raises:
+        ConfigError: the page would not be an .html file: another file there is not to be replaced by it.
+    """
+    if config.out is not None and config.out.suffix != ".html":
+        raise ConfigError(f"--out {config.out} is to be a page: give it the ending .html")
     demos = read_demos(fetch(config.dataset), config.obs_keys or None, finite=False)
     images = images_of(demos, demos.demos[0].name)
     found = inspect(demos, config.horizon)

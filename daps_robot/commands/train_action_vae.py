@@ -138,7 +138,11 @@ def run(config: TrainActionVAE) -> dict[str, float]:
     if parallel.is_main():
         save_json({"demonstrations": fetched - started, "tokenizer": time.perf_counter() - fetched}, out / "timing.json")
     rmse = " ".join(f"{metrics[f'rmse/{i}']:.3f}" for i in range(train.actions.shape[1]))
+    share = unexplained([metrics[f"rmse/{i}"] for i in range(train.actions.shape[1])], valid)
     print(f"reconstruction error per action dimension (RMSE, action units): {rmse}")
+    print(f"the tokenizer misses {describe_share(share)} of the held-out actions' variance")
+    if share is not None and share >= 1:
+        print("! that is no better than the mean action: train longer (--max-steps), or look at the data (inspect_data.py)")
     if prefixes := [f"{m} {metrics[f'rmse_prefix/{m}']:.3f}" for m in range(1, 4097) if f"rmse_prefix/{m}" in metrics]:
         print(f"error of all dimensions by number of codes: {', '.join(prefixes)}")
     if "perplexity" in metrics:
@@ -157,7 +161,20 @@ def split(demos: DemoSet, horizon: int, history: int = 1) -> tuple[ChunkDataset,
         raise DataError(
             f"{demos.path} holds no demonstration out for validation: it needs two or more, or some named in mask/valid"
         )
+    if history > (longest := max(map(len, demos.demos))):
+        raise DataError(f"{demos.path}: a history of {history} steps, but the longest demonstration has {longest}")
     return windows(demos.train), windows(demos.valid)
+
+
+def describe_share(share: float | None) -> str:
+    return "nothing (it has none)" if share is None else f"{share:.1%}"
+
+
+def unexplained(rmse: list[float], valid: ChunkDataset) -> float | None:
+    """Squared error over variance, mean of the dimensions that vary: 0 is exact, 1 as good as always the mean action."""
+    deviation = valid.actions.double().std(0, correction=0)
+    varies = deviation > 1e-6
+    return float((torch.tensor(rmse, dtype=torch.float64) / deviation)[varies].square().mean()) if varies.any() else None
 
 
 def named_estimator(name: str) -> type[Estimator]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
 from daps_robot.errors import DataError
 
@@ -44,6 +44,29 @@ def check_finite(what: str, values: Float[np.ndarray, "t d"]) -> None:
     finite = np.isfinite(values).all(axis=1)
     if not finite.all():
         raise DataError(f"{what} is NaN or infinite at step {int(np.argmin(finite))}; remove or repair this demonstration.")
+
+
+def rounded(what: str, stored: Shaped[np.ndarray, "t d"], dtype: type) -> Float[np.ndarray, "t d"]:
+    """Numbers as `dtype`; those that it cannot hold are refused, as are columns whose variation would be lost in rounding.
+
+    Infinity and NaN pass: `check_finite` refuses them where that is wanted.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        values: np.ndarray = stored.astype(dtype)
+        if stored.dtype == values.dtype or not len(stored):
+            return values
+        wide = stored.astype(np.float64)
+        if (beyond := np.isinf(values) & np.isfinite(wide)).any():
+            step, column = np.argwhere(beyond)[0]
+            raise DataError(f"{what} is {wide[step, column]:.3g} at step {step}, column {column}: too large for {values.dtype}.")
+        lost, span = np.abs(values - wide).max(0), wide.max(0) - wide.min(0)
+    if (flat := np.flatnonzero((span > 0) & (lost > 0.01 * span) & (lost > 1e-30))).size:
+        column = flat[0]
+        raise DataError(
+            f"{what}: column {column} varies by {span[column]:.3g} around {wide[0, column]:.6g}, which {values.dtype} rounds "
+            f"by up to {lost[column]:.3g}: take an offset off it, or choose other keys (--obs-keys)."
+        )
+    return values
 
 
 def split_names(

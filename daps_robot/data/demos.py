@@ -28,7 +28,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from daps_robot.data.cameras import OBJECT_KEY, cameras_in, check_cameras, image_key, read_pictures
-from daps_robot.data.demo_checks import asked_keys, check_bytes, check_finite, natural, split_names
+from daps_robot.data.demo_checks import asked_keys, check_bytes, check_finite, natural, rounded, split_names
 from daps_robot.data.env_args import env_differences, named_env, rate_of
 from daps_robot.data.hdf5 import (
     bytes_of,
@@ -200,9 +200,16 @@ def read_hdf5(path: Path, obs_keys: Sequence[str] | None, finite: bool = True, c
         mask = subgroup(path, file, "mask", "masks are lists of names.") if "mask" in file else {}
         train, valid = split_names(path, names, *(_read_mask(path, mask, split, names) for split in ("train", "valid")))
         env_args = _read_env_args(path, data)
+        unused = sorted(set(data) - set(names))
+        for name in unused:
+            check_printable(path, name)
     if reader.left_out and obs_keys is None:
         read = f"observations read: {', '.join(reader.obs_keys)}"
         print(f"{path}: {listing(f'{read}; left out', reader.left_out)}", flush=True)
+    if unused:
+        print(f"{path}: {listing('in the group data, and no demonstrations', unused)}", flush=True)
+    if rest := len(names) - len(train) - len(valid):
+        print(f"{path}: {rest} of {len(names)} demonstrations are in neither mask/train nor mask/valid, and left out", flush=True)
     env_id = None if env_differences(env_args) else named_env(env_args)
     return DemoSet(path, demos, train, valid, reader.obs_keys, env_args, file_sha256(path), env_id, reader.there)
 
@@ -247,7 +254,10 @@ class _DemoReader:
         unlike = "render them again at one size, or choose cameras alike."
         check_cameras(path, cameras, self.there, f"Of a simulated task they are made by: {render}", unlike)
         self.obs_keys = self._resolve_keys(obs, obs_keys)
-        self.left_out = sorted(set(obs) - {*self.obs_keys, *map(image_key, cameras)})
+        all_keys = set().union(*(_obs_members(data[each]) for each in names))
+        self.left_out = sorted(all_keys - {*self.obs_keys, *map(image_key, cameras)})
+        for key in self.left_out:
+            check_printable(path, key)
 
     def _resolve_keys(self, obs: h5py.Group, wanted: Sequence[str] | None) -> tuple[str, ...]:
         """The observation keys to read, by the first demonstration's (`read` finds out where another lacks one)."""
@@ -308,13 +318,12 @@ class _DemoReader:
         if steps is not None and len(dataset) != steps:
             raise DataError(f"{what} has {len(dataset)} steps, but 'actions' has {steps}; they must be as long.")
         try:
-            with np.errstate(over="ignore"):
-                values = dataset[()].astype(dtype).reshape(len(dataset), *(dataset.shape[1:] or (1,)))
+            stored = dataset[()].reshape(len(dataset), *(dataset.shape[1:] or (1,)))
         except (OSError, RuntimeError, ValueError) as error:
             raise DataError(f"{what} cannot be read ({short(error)}); the file is damaged, copy it again.") from error
         if self.finite:
-            check_finite(what, values)
-        return values
+            check_finite(what, stored)
+        return rounded(what, stored, dtype)
 
     def _dataset(self, name: str, where: str) -> h5py.Dataset:
         """A data set of a demonstration, which lies in this very file."""
@@ -336,6 +345,12 @@ class _DemoReader:
 def _is_demo(data: h5py.Group, name: str) -> bool:
     """Whether a member of 'data' is a demonstration. A link is: reading it then says what is wrong with it."""
     return data.get(name, getclass=True, getlink=True) is not h5py.HardLink or isinstance(data[name], h5py.Group)
+
+
+def _obs_members(demo: h5py.Group) -> set[str]:
+    """Names of a demonstration's observations; none where reading it will say what is wrong with them."""
+    there = isinstance(demo, h5py.Group) and isinstance(demo.get("obs", getlink=True), h5py.HardLink)
+    return set(demo["obs"]) if there and isinstance(demo["obs"], h5py.Group) else set()
 
 
 def _is_rows_of_numbers(obs: h5py.Group, key: str) -> bool:

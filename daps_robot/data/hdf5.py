@@ -26,7 +26,8 @@ def open_file(path: Path) -> h5py.File:
         if path.stat().st_size == 0:
             raise DataError(f"{path} is empty (0 bytes); copy or download it again.")
         if not h5py.is_hdf5(path):
-            raise DataError(f"{path} is not an HDF5 file, which is what is read here.")
+            remedy = "convert it to robomimic's layout (docs/data.md), or give the folder of a LeRobotDataset v3."
+            raise DataError(f"{path} is not an HDF5 file: {remedy}")
         return h5py.File(path, "r")
     except PermissionError as error:
         raise DataError(f"{path} may not be read; check its permissions.") from error

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from daps_robot.data.demo_checks import asked_keys, check_bytes, check_finite, split_names
+from daps_robot.data.demo_checks import asked_keys, check_bytes, check_finite, rounded, split_names
 from daps_robot.data.demos import DemoSet, file_sha256
 from daps_robot.data.files import shown
 from daps_robot.data.hdf5 import damage_named, listing, suggest
@@ -213,8 +213,8 @@ def _read_columns(parquet: Any, file: Path, dims: Mapping[str, int], floats: typ
             if column.null_count or flat.null_count:
                 raise DataError(f"{file}: '{key}' has rows or values that are null; remove or repair this episode.")
             values = flat.to_numpy().reshape(table.num_rows, dim)
-            with np.errstate(over="ignore"):
-                found[key] = values.astype(np.int64 if values.dtype.kind in "iu" and dim == 1 else floats)
+            indices = values.dtype.kind in "iu" and dim == 1
+            found[key] = values.astype(np.int64) if indices else rounded(f"{file}: '{key}'", values, floats)
     return found
 
 
@@ -244,9 +244,12 @@ def _cut(
     demos = []
     for i, end in enumerate(np.cumsum(episodes.lengths)):
         part = slice(int(end - episodes.lengths[i]), int(end))
-        name, values = f"demo_{i}", {key: steps[key][part].astype(np.float32, copy=False) for key in (ACTION, *keys)}
-        for key, rows in values.items() if finite else ():
-            check_finite(f"{path}: {name}: '{key}'", rows)
+        name, values = f"demo_{i}", {}
+        for key in (ACTION, *keys):
+            what = f"{path}: {name}: '{key}'"
+            values[key] = rounded(what, steps[key][part], np.float32)
+            if finite:
+                check_finite(what, values[key])
         images = {camera: seen[part] for camera, seen in pictures.items()}
         demos.append(Demo(name, values[ACTION], {key: values[key] for key in keys}, images=images))
     return tuple(demos)

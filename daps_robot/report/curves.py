@@ -104,7 +104,7 @@ def how_it_searches(metrics: Metrics, k: int | None, ess_target: float | None) -
         Panel(
             "Distinct samples",
             "samples",
-            "Different sequences among those sampled for an input. Good: well above 2, or there is nothing to compare.",
+            "Different sequences among those sampled for an input. Good: near --k, or there is nothing to compare.",
             {"train": metrics.series("train", "distinct"), "line": (float(k), "all different") if k else None, "limits": limits},
         ),
         Panel(

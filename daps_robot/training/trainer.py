@@ -108,8 +108,13 @@ class Trainer:
             RunDirectoryError: the directory holds a run that is not to be thrown away, or cannot be written.
         """
         path = self.directory / "config.json"
-        if overwrite and path.is_file():  # without it, whatever lies there is not ours to throw away
+        if path.is_file():
             self._refuse_another_kind(path)
+        elif there := [name for name in (*RUN_FILES, *RUN_FOLDERS) if (self.directory / name).exists()]:
+            raise RunDirectoryError(
+                f"{self.directory} holds {there[0]}, but no {path.name} of a run: put it back, or choose another --out"
+            )
+        if overwrite and path.is_file():  # without it, whatever lies there is not ours to throw away
             for name in RUN_FILES:
                 (self.directory / name).unlink(missing_ok=True)
             for name in RUN_FOLDERS:
@@ -127,8 +132,6 @@ class Trainer:
                 )
             if not has_state(self.directory) and (self.directory / "timing.json").is_file():
                 raise RunDirectoryError(f"{self.directory} was trained to the end, and its state.pt is gone: nothing to resume")
-        elif not path.is_file() and self._holds_results():
-            raise RunDirectoryError(f"{self.directory} holds a run without its {path.name}: put it back, or choose another --out")
         elif path.is_file() and not resume and self._holds_results():
             raise RunDirectoryError(f"{self.directory} already holds a run: use --resume, --overwrite or another --out")
         try:
@@ -139,11 +142,19 @@ class Trainer:
     def _refuse_another_kind(self, path: Path) -> None:
         """Raises RunDirectoryError where the run there is of another command: a policy's, say, in place of a tokenizer's."""
         try:
-            kinds = [description["command"]["_type"] for description in (load_json(path), to_json(self.description))]
-        except (DapsRobotError, KeyError, TypeError):  # a damaged one, or one that no command made
+            found, ours = (command_type(description) for description in (load_json(path), to_json(self.description)))
+        except DapsRobotError:  # a damaged one
             return
-        if kinds[0] != kinds[1]:
-            raise RunDirectoryError(f"{self.directory} holds a run of {kinds[0]}, not of {kinds[1]}: choose another --out")
+        if found != ours:
+            what = f"a run of {found}, not of {ours}" if found else f"a {path.name} that is no run's"
+            raise RunDirectoryError(f"{self.directory} holds {what}: choose another --out")
 
     def _holds_results(self) -> bool:
         return has_state(self.directory) or (self.directory / "best.json").exists()
+
+
+def command_type(description: Any) -> str | None:
+    """Which command a run's description is of; None of one that no command made."""
+    command = description.get("command") if isinstance(description, dict) else None
+    kind = command.get("_type") if isinstance(command, dict) else None
+    return kind if isinstance(kind, str) else None

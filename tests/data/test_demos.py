@@ -444,3 +444,47 @@ def test_an_attempt_that_claims_more_than_it_can_hold_is_not_put_together(tmp_pa
     edit(writer.folder / "0000000.hdf5", declared("demo/actions", (12, 7), maxshape=(None, None), chunks=(2**14, 2**12)))
     with pytest.raises(DataError, match=r"0000000.hdf5: declares 2\d\d MiB in a file of"):
         writer.finish(1, 0.0, {})
+
+
+def copied(path, tmp_path):
+    """A file of the same demonstrations, to be changed."""
+    other = tmp_path / "other.hdf5"
+    other.write_bytes(path.read_bytes())
+    return h5py.File(other, "r+"), other
+
+
+def test_numbers_that_single_precision_rounds_away_are_refused(path, tmp_path):
+    """As of a clock: seconds since 1970 stand still for two minutes."""
+    file, other = copied(path, tmp_path)
+    with file:
+        for demo in file["data"].values():
+            demo["obs/clock"] = 1.7e9 + np.arange(len(demo["actions"])) / 30
+    with pytest.raises(DataError, match=r"demo_0: 'obs/clock': column 0 varies by .* around 1\.7e\+09, .*offset"):
+        read_demos(other, ["clock"])
+
+
+@pytest.mark.parametrize("finite", [True, False])
+def test_numbers_too_large_for_single_precision_are_named(path, tmp_path, finite):
+    file, other = copied(path, tmp_path)
+    with file:
+        actions = file["data/demo_0/actions"][()].astype(np.float64)
+        actions[3, 1] = 1e300
+        del file["data/demo_0/actions"]
+        file["data/demo_0/actions"] = actions
+    with pytest.raises(DataError, match=r"'actions' is 1e\+300 at step 3, column 1: too large for float32"):
+        read_demos(other, finite=finite)
+
+
+def test_what_is_left_out_is_said_wherever_it_lies(path, tmp_path, capsys):
+    file, other = copied(path, tmp_path)
+    with file:
+        names = sorted(file["data"])
+        file[f"data/{names[-1]}/obs/force"] = np.zeros(len(file[f"data/{names[-1]}/actions"]))
+        file["data/notes"] = np.zeros(3)
+        if "mask" in file:
+            del file["mask"]
+        file["mask/train"], file["mask/valid"] = np.array(names[:1], "S"), np.array(names[1:2], "S")
+    read_demos(other)
+    said = capsys.readouterr().out
+    assert "left out: force" in said and "no demonstrations: notes" in said
+    assert f"{len(names) - 2} of {len(names)} demonstrations are in neither" in said

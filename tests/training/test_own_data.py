@@ -13,12 +13,12 @@ from lerobot_folder import LENGTHS, write_films, write_lerobot
 from daps_robot.commands import cli
 from daps_robot.commands.distill_policy import DistillPolicy
 from daps_robot.commands.distill_policy import run as run_distill
-from daps_robot.commands.evaluate import Evaluate, unexplained
+from daps_robot.commands.evaluate import Evaluate
 from daps_robot.commands.evaluate import run as run_evaluate
 from daps_robot.commands.inspect_data import InspectData
 from daps_robot.commands.inspect_data import run as inspect_data
 from daps_robot.commands.rollout_env import rollout_env
-from daps_robot.commands.train_action_vae import TrainActionVAE, split
+from daps_robot.commands.train_action_vae import TrainActionVAE, split, unexplained
 from daps_robot.commands.train_action_vae import run as run_train
 from daps_robot.data.cameras import resized
 from daps_robot.data.demos import read_demos

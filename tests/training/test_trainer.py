@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy_objective import ToyObjective, config, train
+from toy_objective import ToyData, ToyObjective, config, train
 
 from daps_robot.checkpoints import load_state, load_tensors, save_state
 from daps_robot.errors import CheckpointError, ConfigError, DapsRobotError, DataError, RunDirectoryError
@@ -17,6 +17,7 @@ from daps_robot.training.logger import MetricLogger, read_rows
 from daps_robot.training.loop import Training
 from daps_robot.training.objective import TrainerConfig
 from daps_robot.training.optimizer import OptimizerConfig
+from daps_robot.training.trainer import Trainer
 
 TIMES = {"seconds", "steps_per_second", "train_seconds"}
 
@@ -276,8 +277,26 @@ def test_a_state_without_its_settings_is_left_alone(tmp_path):
     train(tmp_path)
     (tmp_path / "config.json").unlink()
     for how in ({}, {"resume": True}, {"overwrite": True}):
-        with pytest.raises(RunDirectoryError, match=r"a run without its config\.json"):
+        with pytest.raises(RunDirectoryError, match=r"state\.pt, but no config\.json"):
             train(tmp_path, **how)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "model"])
+def test_what_another_program_left_is_not_overwritten(tmp_path, name):
+    (tmp_path / name).mkdir() if name == "model" else (tmp_path / name).write_text("theirs")
+    for how in ({}, {"overwrite": True}):
+        with pytest.raises(RunDirectoryError, match=rf"{name}, but no config\.json"):
+            train(tmp_path, **how)
+
+
+def test_nor_a_directory_whose_settings_are_of_no_run(tmp_path):
+    (tmp_path / "config.json").write_text('{"architectures": ["Llama"]}')
+    (tmp_path / "model").mkdir()
+    trainer = Trainer(config(), tmp_path, {"command": {"_type": "TrainActionVAE"}})
+    for how in ({}, {"overwrite": True}, {"resume": True}):
+        with pytest.raises(RunDirectoryError, match=r"a config\.json that is no run's"):
+            trainer.fit(ToyObjective(), ToyData(), **how)
+    assert (tmp_path / "model").is_dir()
 
 
 # -- the log -----------------------------------------------------------------------------------------------------------------
