@@ -79,6 +79,8 @@ def joined(first, second, path):
 
 def test_films_that_lerobot_has_appended_to_are_read(tmp_path):
     """Each time the durations are rounded, so that the times drift from the frames': here by a fiftieth of a frame."""
+    if int(av.__version__.split(".")[0]) < 18:
+        pytest.skip("a PyAV that joins such films for this test (18) is not there")
     folder = write_films(write_lerobot(tmp_path / "pushing", LENGTHS), LENGTHS, per_film=1)
     parts = [folder / FILM.replace("0.mp4", f"{i}.mp4") for i in range(len(LENGTHS))]
     ends, film = [], parts[0]
