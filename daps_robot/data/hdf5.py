@@ -70,9 +70,9 @@ def bytes_of(dataset: h5py.Dataset) -> int:
     return max(values, chunk) * dataset.dtype.itemsize
 
 
-def check_printable(path: Path, name: str) -> None:
-    """Refuses a name that a terminal would take for a command, or that would break a line."""
-    if not name.isprintable():
+def check_printable(path: Path, name: str | bytes) -> None:
+    """Refuses a name that a terminal would take for a command, or that would break a line (bytes are none that can be decoded)."""
+    if isinstance(name, bytes) or not name.isprintable():
         raise DataError(f"{path}: the name {name[:100]!r} in it cannot be printed; rename it.")
 
 

@@ -7,7 +7,7 @@ interrupted anywhere, and go on from there.
 from __future__ import annotations
 
 import signal
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from itertools import count
 from typing import Any, Protocol, runtime_checkable
 
@@ -118,12 +118,22 @@ def batches(
 def dead_worker(error: Exception, workers: int) -> DapsRobotError | None:
     """What the death of a loading process means, if the error is that: it may come up wherever the main process then is.
 
-    One that dies while it hands over a batch breaks the connection.
+    One that dies while it hands over a batch breaks the connection. Where a file is being written, closing it may fail over it.
     """
-    if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
-        return None
+    if isinstance(error, RuntimeError):
+        known = [each for each in _with_contexts(error) if "DataLoader worker (pid" in str(each)]
+        if not known:
+            return None
+        error = known[0]
     first = (str(error) or type(error).__name__).splitlines()[0]
     return DapsRobotError(f"a process that loads data died ({first}): is there memory for --workers {workers}? --resume goes on")
+
+
+def _with_contexts(error: BaseException | None) -> Iterator[Exception]:
+    """An error, and those during whose handling it was raised."""
+    while isinstance(error, Exception):
+        yield error
+        error = error.__context__
 
 
 class _Guarded:

@@ -8,7 +8,7 @@ import torch
 from toy_objective import ToyData, train
 
 from daps_robot.errors import DapsRobotError, DataError
-from daps_robot.training.stream import Shuffled, batches, step_seed
+from daps_robot.training.stream import Shuffled, batches, dead_worker, step_seed
 
 
 class Numbers:
@@ -81,6 +81,17 @@ def test_the_trainer_gathers_that_stream(tmp_path):
 def test_a_readers_error_arrives_as_it_is(workers):
     with pytest.raises(DataError, match=r"^picture 7 is cut off$"):
         first(1, Faulty(9, "raises"), 4, 0, workers=workers)
+
+
+def test_a_dead_worker_is_known_behind_what_it_broke():
+    """As in torch.save, whose archive cannot be closed where the signal of the death came while it was written."""
+    with pytest.raises(RuntimeError) as caught:
+        try:
+            raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+        finally:
+            raise RuntimeError("unexpected pos 131328 vs 131220")
+    assert "(pid 7) is killed" in str(dead_worker(caught.value, 2))
+    assert dead_worker(RuntimeError("unexpected pos"), 2) is None
 
 
 def test_a_dead_worker_ends_the_run():
