@@ -71,7 +71,7 @@ def bytes_of(dataset: h5py.Dataset) -> int:
 
 
 def check_printable(path: Path, name: str | bytes) -> None:
-    """Refuses a name that a terminal would take for a command, or that would break a line (bytes are none that can be decoded)."""
+    """Refuses a name that a terminal would take for a command, or that would break a line, or that is no text (bytes)."""
     if isinstance(name, bytes) or not name.isprintable():
         raise DataError(f"{path}: the name {name[:100]!r} in it cannot be printed; rename it.")
 

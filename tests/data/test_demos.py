@@ -488,3 +488,12 @@ def test_what_is_left_out_is_said_wherever_it_lies(path, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "left out: force" in said and "no demonstrations: notes" in said
     assert f"{len(names) - 2} of {len(names)} demonstrations are in neither" in said
+
+
+@pytest.mark.parametrize("where", ["data", "data/demo_0/obs"])
+def test_names_that_are_no_text_are_refused(path, tmp_path, where):
+    file, other = copied(path, tmp_path)
+    with file:
+        file[where][b"\xff\xfe"] = np.zeros(3)
+    with pytest.raises(DataError, match=r"cannot be printed|can't decode"):
+        read_demos(other)
