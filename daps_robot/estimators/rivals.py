@@ -7,6 +7,7 @@ docs/tokenizers.md says how each differs from its original.
 
 from __future__ import annotations
 
+import contextlib
 from abc import abstractmethod
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
@@ -116,9 +117,12 @@ class RVQ(RivalEstimator):
     def __init__(self, tokenizer: Tokenizer, config: RVQConfig, total_steps: int) -> None:
         super().__init__(tokenizer, config, total_steps)
         library = import_codebooks("rvq")
-        from loguru import logger  # the library's
+        with contextlib.suppress(ImportError):  # older versions of the library say nothing
+            from loguru import logger
 
-        logger.disable("vector_quantize_pytorch")  # it warns, level by level, that a batch holds fewer vectors than a codebook
+            logger.disable(
+                "vector_quantize_pytorch"
+            )  # it warns, level by level, that a batch holds fewer vectors than a codebook
         posterior = tokenizer.posterior
         assert isinstance(posterior, ResidualPosterior)
         levels, vocabulary, dimensions = posterior.quantizer.vectors.shape
