@@ -37,7 +37,7 @@ class ExportedConfig:
         weights: how many it had.
         made_by: versions of what exported it.
         run: of what its training run says of itself, what an evaluation needs: data set and environment.
-        obs_dims: how many values each of them has; () of a policy saved before that was kept.
+        obs_dims: how many values each observation key has; () of a policy saved before that was kept.
     """
 
     policy: str

@@ -44,7 +44,7 @@ class ChunkDataset:
             if len(demo) < horizon:
                 raise DataError(
                     f"{where}: {demo.name} has {len(demo)} steps, fewer than a chunk of {horizon}: "
-                    f"use shorter chunks, or leave the demonstration out"
+                    "use shorter chunks, or leave the demonstration out"
                 )
         lengths = np.array([len(demo) for demo in demos])
         ends = np.cumsum(lengths)

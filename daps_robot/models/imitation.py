@@ -59,7 +59,7 @@ class ImitationConfig:
         settings: of this kind of policy.
         cameras: whose pictures it sees, in this order.
         pictures: how it sees them.
-        obs_dims: how many values each of them has; () of a policy saved before that was kept.
+        obs_dims: how many values each observation key has; () of a policy saved before that was kept.
     """
 
     obs_keys: tuple[str, ...]

@@ -81,7 +81,7 @@ class PolicyConfig:
         quaternions: first columns of the observed quaternions (x y z w) that the networks see as 6-D rotations.
         offset_head: add a predicted offset to the decoded chunk (see `OffsetHead`).
         cameras: whose pictures are seen, in this order.
-        obs_dims: how many values each of them has; () of a policy saved before that was kept.
+        obs_dims: how many values each observation key has; () of a policy saved before that was kept.
     """
 
     tokenizer: ActionTokenizerConfig

@@ -134,7 +134,7 @@ class WeightsAndBiases:
         except OSError as error:
             raise RunDirectoryError(f"cannot write {identity}: {error.strerror}") from error
         except Exception as error:  # of many kinds
-            raise ConfigError(f"Weights & Biases does not let us in: {short(error)}; {_WANDB_REMEDY}") from error
+            raise _not_let_in(error) from error
 
     def log(self, step: int, split: str, metrics: dict[str, float]) -> None:
         if self.again:
@@ -164,6 +164,10 @@ class WeightsAndBiases:
 _WANDB_REMEDY = "`wandb login`, or WANDB_MODE=offline to send it later"
 
 
+def _not_let_in(error: Exception) -> ConfigError:
+    return ConfigError(f"Weights & Biases does not let us in: {short(error)}; {_WANDB_REMEDY}")
+
+
 def check_wandb(project: str) -> None:
     """Whether a run can be mirrored to this project, as far as that can be told before it begins.
 
@@ -182,7 +186,7 @@ def check_wandb(project: str) -> None:
         try:
             let_in = wandb.login()
         except Exception as error:  # of many kinds
-            raise ConfigError(f"Weights & Biases does not let us in: {short(error)}; {_WANDB_REMEDY}") from error
+            raise _not_let_in(error) from error
         if not let_in:
             raise ConfigError(f"Weights & Biases knows no user here: {_WANDB_REMEDY}")
 

@@ -120,24 +120,27 @@ class Trainer:
             for name in RUN_FOLDERS:
                 shutil.rmtree(self.directory / name, ignore_errors=True)
             path.unlink()  # last: by it the directory is known as a run's, wherever this is interrupted
-        if resume and path.is_file() and self._holds_results():
-            found = load_json(path)
-            if not isinstance(found, dict):
-                raise RunDirectoryError(f"{path} is damaged: start again with --overwrite")
-            changed = [text for text in differences(found, self.description) if not CHANGES_NOTHING.search(text)]
-            if changed:
-                raise RunDirectoryError(
-                    f"{self.directory} was started with other settings ({'; '.join(changed[:5])}): "
-                    "give the same ones, or --overwrite"
-                )
-            if not has_state(self.directory) and (self.directory / "timing.json").is_file():
-                raise RunDirectoryError(f"{self.directory} was trained to the end, and its state.pt is gone: nothing to resume")
-        elif path.is_file() and not resume and self._holds_results():
-            raise RunDirectoryError(f"{self.directory} already holds a run: use --resume, --overwrite or another --out")
+        if self._holds_results():
+            if not resume:
+                raise RunDirectoryError(f"{self.directory} already holds a run: use --resume, --overwrite or another --out")
+            self._check_resumable(path)
         try:
             save_json(self.description, path)
         except OSError as error:
             raise RunDirectoryError(f"cannot write {path}: {error.strerror}") from error
+
+    def _check_resumable(self, path: Path) -> None:
+        """Raises RunDirectoryError where the run there has other settings, or is at its end and has lost its state."""
+        found = load_json(path)
+        if not isinstance(found, dict):
+            raise RunDirectoryError(f"{path} is damaged: start again with --overwrite")
+        changed = [text for text in differences(found, self.description) if not CHANGES_NOTHING.search(text)]
+        if changed:
+            raise RunDirectoryError(
+                f"{self.directory} was started with other settings ({'; '.join(changed[:5])}): give the same ones, or --overwrite"
+            )
+        if not has_state(self.directory) and (self.directory / "timing.json").is_file():
+            raise RunDirectoryError(f"{self.directory} was trained to the end, and its state.pt is gone: nothing to resume")
 
     def _refuse_another_kind(self, path: Path) -> None:
         """Raises RunDirectoryError where the run there is of another command: a policy's, say, in place of a tokenizer's."""
