@@ -56,6 +56,8 @@ class RolloutConfig:
     videos: int = 2
 
     def __post_init__(self) -> None:
+        if min(self.episodes, self.slots, 1 if self.execute is None else self.execute) < 1:
+            raise ConfigError("--episodes, --slots and --execute count from 1")
         if self.ceiling_episodes < 0 or self.videos < 0:
             raise ConfigError("--ceiling-episodes and --videos count from 0")
         check_counts(self.workers, self.max_steps)
@@ -117,6 +119,8 @@ def run(config: Evaluate) -> JSON:
         description = run_description(policy_run)
     if isinstance(policy, LatentPolicy):
         policy = policy.with_decoding(config.decoding)
+    if (config.rollout.execute or 1) > policy.horizon:
+        raise ConfigError(f"--execute {config.rollout.execute}: the policy in {policy_run} plans {policy.horizon} steps")
     path = fetch(config.dataset or description["dataset"]["path"])
     demos = read_demos(path, policy.obs_keys, cameras=policy.cameras, picture_size=policy.picture_size)
     check_trained_on(policy, policy_run, demos)

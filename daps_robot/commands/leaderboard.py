@@ -14,12 +14,23 @@ from daps_robot.commands.distill_policy import fingerprint
 from daps_robot.commands.piece_results import Latencies
 from daps_robot.commands.pieces import readable, results_folder, save_results, start_process
 from daps_robot.commands.policy_pieces import VALIDATIONS
-from daps_robot.commands.policy_run import PIECES, LatencyJob, Learning, PolicyRun, Study, check_horizon, check_policy, run_policy
+from daps_robot.commands.policy_run import (
+    PIECES,
+    LatencyJob,
+    Learning,
+    PolicyRun,
+    Study,
+    check_horizon,
+    check_policy,
+    horizon_of,
+    run_policy,
+)
 from daps_robot.commands.rollout_env import study_env
 from daps_robot.config import from_json, load_json, save_json, to_json
 from daps_robot.data.catalog import dataset_name, fetch
 from daps_robot.data.demos import read_demos
 from daps_robot.errors import ConfigError
+from daps_robot.models.policy import DecodingConfig
 from daps_robot.report.leaderboard import write_leaderboard
 from daps_robot.report.standings import Standing, standings
 from daps_robot.types import JSON
@@ -32,15 +43,19 @@ class Leaderboard(Study):
     Attributes:
         policies: estimators whose codes a policy is distilled from (daps, fsq, …) and policies without tokenizer (regression, …).
         last: models of the last validations (of 10, evenly spread over a policy's training) to be rolled out beside the best.
+        execute: steps executed of a chunk, by a policy that plans fewer all of them; by default each policy's own.
     """
 
     policies: tuple[str, ...] = ("daps", "fsq", "vq", "regression", "diffusion")
     last: int = 3
+    execute: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.policies:
             raise ConfigError("a leaderboard needs --policies")
+        if self.execute is not None and self.execute < 1:
+            raise ConfigError(f"--execute {self.execute}: a plan has steps to execute from 1 on")
         if not 0 <= self.last <= VALIDATIONS:
             raise ConfigError(f"--last {self.last}: a training has {VALIDATIONS} validations")
 
@@ -57,14 +72,17 @@ def run(config: Leaderboard) -> list[Standing]:
     env = study_env(demos, config.env)
     learning = Learning(demos.sha256, env, budget=config.budget)
     out = results_folder("leaderboard", config.name or dataset_name(config.dataset))
-    rolled = {name: getattr(config, name) for name in ("last", "episodes", "ceiling_episodes", "max_steps", "tokenizer")}
+    shared = ("last", "episodes", "ceiling_episodes", "max_steps", "tokenizer", "decoding")
+    rolled = {name: getattr(config, name) for name in shared}
     runs: list[JSON] = []
     for seed in range(config.seeds):
         for i, name in enumerate(names):
             done, minutes = seed * len(names) + i + 1, (time.perf_counter() - started) / 60
             print(f"[{done}/{config.seeds * len(names)}] {name}, seed {seed}  ({minutes:.0f} min so far)", flush=True)
-            runs.append(run_policy(out / f"{name}-{seed}", PolicyRun(name, seed, str(path), learning, **rolled), config.workers))
-        ranked = standings(runs, "daps" if "daps" in names else names[0], latencies(out, names, str(path)))
+            execute = config.execute and min(config.execute, horizon_of(name, config.tokenizer))
+            planned = PolicyRun(name, seed, str(path), learning, execute=execute, **rolled)
+            runs.append(run_policy(out / f"{name}-{seed}", planned, config.workers))
+        ranked = standings(runs, "daps" if "daps" in names else names[0], latencies(out, names, str(path), config.decoding))
         everything = {"settings": to_json(config), "env": env, "standings": ranked, "runs": runs}
         save_results(out, [row(each) for each in runs], everything)
         page = write_leaderboard(out, ranked, runs, config.name or dataset_name(config.dataset), env)
@@ -74,12 +92,13 @@ def run(config: Leaderboard) -> list[Standing]:
     return ranked
 
 
-def latencies(out: Path, names: list[str], dataset: str) -> dict[str, dict[str, float]]:
+def latencies(out: Path, names: list[str], dataset: str, decoding: DecodingConfig) -> dict[str, dict[str, float]]:
     """Milliseconds of a decision of each policy's first seed: all in turns, and all again where one is new or changed."""
     path = out / "latency.json"
     models = {name: out / f"{name}-0" / "policy" / "model" for name in names}
     made = {name: fingerprint(model) for name, model in models.items()}
     known: JSON = {"fingerprints": {}, "milliseconds": {}}
+    wanted = to_json(decoding)
     if path.is_file():
         known = readable(path, path)
         try:
@@ -87,10 +106,10 @@ def latencies(out: Path, names: list[str], dataset: str) -> dict[str, dict[str, 
         except ConfigError as error:
             raise ConfigError(f"{error}: delete {path} to measure anew") from error
     timed = known["fingerprints"]
-    if any(timed.get(name) != each for name, each in made.items()):
-        job = LatencyJob(dataset, {name: str(model) for name, model in models.items()}, made)
+    if known.get("decoding", to_json(DecodingConfig())) != wanted or any(timed.get(name) != each for name, each in made.items()):
+        job = LatencyJob(dataset, {name: str(model) for name, model in models.items()}, made, decoding)
         start_process(f"{PIECES}:latency_piece", out / "latency", job)
-        known = {"fingerprints": made, "milliseconds": load_json(out / "latency" / "result.json")}
+        known = {"fingerprints": made, "decoding": wanted, "milliseconds": load_json(out / "latency" / "result.json")}
         save_json(known, path)
     found: dict[str, dict[str, float]] = known["milliseconds"]
     return found

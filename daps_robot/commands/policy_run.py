@@ -6,7 +6,7 @@
     <run>/step-<s>-n100/   of the models of the last validations
     <run>/ceiling-n50/     of the scripted expert through the tokenizer
 
-A name after them tells apart what shares a tokenizer (policy-most-likely) or a policy (best-e8-n100).
+A name after them tells apart what shares a tokenizer (policy-most-likely) or a policy (best-consensus-e8-n100).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from daps_robot.data.demos import DemoSet
 from daps_robot.errors import ConfigError, DataError
 from daps_robot.estimators.fitted import FITTED
 from daps_robot.models.policies import POLICIES
+from daps_robot.models.policy import DecodingConfig
 from daps_robot.training.distill import CodeSource
 from daps_robot.types import JSON
 
@@ -45,6 +46,7 @@ class Study:
         budget: share of the training steps that each policy has by default, to explore with.
         workers: simulator processes; by default one a core. Changes no figure.
         tokenizer: the networks of all tokenizers, but for what a sweep varies.
+        decoding: how policies that predict codes choose them.
     """
 
     dataset: str = "lift"
@@ -57,6 +59,7 @@ class Study:
     budget: float = 1.0
     workers: int | None = None
     tokenizer: ChunkTokenizerConfig = field(default_factory=ChunkTokenizerConfig)
+    decoding: DecodingConfig = field(default_factory=DecodingConfig)
 
     def __post_init__(self) -> None:
         if self.seeds < 1 or self.episodes < 2 or self.ceiling_episodes == 1:
@@ -125,6 +128,7 @@ class RolloutJob:
         episodes: on the start states EVAL_SEED_START + i.
         max_steps: control steps of an episode; None for the environment's own limit.
         execute: steps executed of a chunk.
+        decoding: of a policy that predicts codes.
     """
 
     model: str | None
@@ -133,6 +137,7 @@ class RolloutJob:
     episodes: int
     max_steps: int | None
     execute: int
+    decoding: DecodingConfig = field(default_factory=DecodingConfig)
 
 
 @dataclass(frozen=True)
@@ -142,6 +147,7 @@ class LatencyJob:
     dataset: str
     models: dict[str, str]
     fingerprints: dict[str, str]
+    decoding: DecodingConfig = field(default_factory=DecodingConfig)
 
 
 @dataclass(frozen=True)
@@ -160,6 +166,7 @@ class PolicyRun:
         ceiling_episodes: of the scripted expert through the tokenizer.
         max_steps: see `RolloutJob`.
         execute: steps executed of a chunk; None for the policy's own.
+        decoding: of a policy that predicts codes.
     """
 
     policy: str
@@ -173,6 +180,7 @@ class PolicyRun:
     ceiling_episodes: int = 0
     max_steps: int | None = None
     execute: int | None = None
+    decoding: DecodingConfig = field(default_factory=DecodingConfig)
 
 
 def predicts_codes(policy: str) -> bool:
@@ -231,17 +239,20 @@ def run_policy(folder: Path, run: PolicyRun, workers: int | None) -> JSON:
     seconds["policy"] = policy["seconds"]
     execute = run.execute or policy["execute"]
     executed = f"-e{run.execute}" if run.execute else ""
+    decoding = run.decoding if predicts_codes(run.policy) else DecodingConfig()
+    decoded = "" if decoding == DecodingConfig() else f"-{decoding.method}"
 
     def roll_out(name: str, model: str) -> JSON:
         made = fingerprint(folder / place / model)
-        job = RolloutJob(f"{place}/{model}", made, learning.env, run.episodes, run.max_steps, execute)
-        return piece("rollout_piece", folder / f"{name}{source}{executed}-n{run.episodes}", job, str(workers))
+        job = RolloutJob(f"{place}/{model}", made, learning.env, run.episodes, run.max_steps, execute, decoding)
+        return piece("rollout_piece", folder / f"{name}{source}{decoded}{executed}-n{run.episodes}", job, str(workers))
 
     result: JSON = {
         "policy": run.policy,
         "seed": seed,
         **{name: policy[name] for name in ("bits", "parameters", "horizon", "best_step")},
         "execute": execute,
+        "decoding": decoding.method if predicts_codes(run.policy) else None,
         "seconds": seconds,
         "best": roll_out("best", "model"),
         "last": {

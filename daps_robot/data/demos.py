@@ -29,7 +29,7 @@ from jaxtyping import UInt8
 
 from daps_robot.data.cameras import OBJECT_KEY, cameras_in, check_cameras, image_key, read_pictures
 from daps_robot.data.demo_checks import asked_keys, check_bytes, check_finite, natural, rounded, split_names
-from daps_robot.data.env_args import env_differences, named_env, rate_of
+from daps_robot.data.env_args import env_differences, named_env, nonsense, rate_of
 from daps_robot.data.hdf5 import (
     bytes_of,
     check_printable,
@@ -405,4 +405,6 @@ def _read_env_args(path: Path, data: h5py.Group) -> JSON:
         raise DataError(f"{path}: the attribute env_args of 'data' is not JSON ({short(error)}).") from error
     if not isinstance(env_args, dict):
         raise DataError(f"{path}: the attribute env_args of 'data' is not a JSON object.")
+    if found := nonsense(env_args):
+        raise DataError(f"{path}: in the attribute env_args of 'data', {found}: correct it, or leave it out.")
     return env_args

@@ -14,7 +14,7 @@ What a file leaves out is taken to be robosuite's default, which is what the env
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, TypeGuard
 
 from daps_robot.types import JSON
 
@@ -50,6 +50,18 @@ ARM: dict[str, Any] = {
 """Without input_ref_frame: the robots' bases stand as the world does, so that its two values are one and the same."""
 
 
+def nonsense(env_args: JSON) -> str | None:
+    """What env_args says that cannot be meant, of what is read from it; None where there is nothing of the kind."""
+    kwargs = _object(env_args.get("env_kwargs"))
+    for name, value in (("control_freq", kwargs.get("control_freq")), ("fps", env_args.get("fps"))):
+        if value is not None and not _is_rate(value):
+            return f"{name} is {_shown(value)}, not a positive number of steps a second"
+    for name in ("gymnasium_id", "env_name"):
+        if not isinstance(env_args.get(name, ""), str | None):
+            return f"{name} is {_shown(env_args[name])}, not a name"
+    return None
+
+
 def named_env(env_args: JSON) -> str | None:
     """The Gymnasium id that env_args names, itself or by robosuite's name of the task; None where it names none that is known."""
     named = env_args.get("gymnasium_id")
@@ -83,7 +95,11 @@ def env_differences(env_args: JSON) -> list[str]:
 def rate_of(env_args: JSON) -> float | None:
     """Steps a second, where env_args says so (env_kwargs.control_freq of robosuite, else fps)."""
     rate = _object(env_args.get("env_kwargs")).get("control_freq", env_args.get("fps"))
-    return float(rate) if isinstance(rate, int | float) and not isinstance(rate, bool) and 0 < rate < 1e6 else None
+    return float(rate) if _is_rate(rate) else None
+
+
+def _is_rate(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e6
 
 
 def _version_difference(stated: object) -> list[str]:
@@ -103,9 +119,13 @@ def _differs(name: str, found: JSON, ours: Any) -> bool:
 
 
 def _instead(name: str, found: object, ours: object) -> str:
-    text = " ".join(str(_single(found)).split())
+    return f"{name} {_shown(_single(found))} instead of {ours}"
+
+
+def _shown(value: object) -> str:
+    text = " ".join(str(value).split())
     text = text if text.isprintable() else repr(text)
-    return f"{name} {text if len(text) <= 60 else text[:57] + '...'} instead of {ours}"
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _single(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Prefixes of code sequences: what the decoder of an ordered tokenizer sees of them, in training and afterwards."""
+"""What tokenizers take: data to encode, and codes to decode, of an ordered tokenizer prefixes of them too."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from daps_robot.errors import ConfigError
+from daps_robot.errors import ConfigError, DataError
 from daps_robot.models.code_model import CodeModelConfig
 from daps_robot.parallel import uniform
 
@@ -30,6 +30,25 @@ def seen_codes(kept: Int[Tensor, " b"], positions: int) -> Bool[Tensor, "b l"]:
 def over_prefix(values: Float[Tensor, "b k l"], kept: Int[Tensor, " b"] | None) -> Float[Tensor, "b k"]:
     """The sum over the codes that the decoder sees; over all where `kept` is None."""
     return values.sum(-1) if kept is None else (values * seen_codes(kept, values.shape[-1])[:, None]).sum(-1)
+
+
+def encodable(x: Float[Tensor, "b *x"], shape: tuple[int, ...]) -> Float[Tensor, "b *x"]:
+    """Data as a tokenizer of inputs of that shape encodes it: in float32.
+
+    Raises:
+        ConfigError: x has another shape, or is not of floating point.
+        DataError: a value is not finite, naming its place: the most likely code of NaN is a code like any other.
+    """
+    if tuple(x.shape[1:]) != shape:
+        raise ConfigError(f"this tokenizer encodes inputs of shape {shape}, not {tuple(x.shape[1:])}")
+    if not x.is_floating_point():
+        raise ConfigError(f"this tokenizer encodes floating point numbers in the data's units, not {x.dtype}")
+    x = x.float()
+    finite = x.isfinite()
+    if not finite.all():
+        place = [int(i) for i in (~finite).nonzero()[0]]
+        raise DataError(f"the input at {place} is {float(x[tuple(place)])}: leave such rows out, or correct them")
+    return x
 
 
 def check_codes(codes: Int[Tensor, "b k l"], size: CodeModelConfig, ordered: bool) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from daps_robot.data.normalize import Scaler
 from daps_robot.errors import ConfigError
-from daps_robot.models.prefixes import check_codes
+from daps_robot.models.prefixes import check_codes, encodable
 from daps_robot.models.pretrained import find_model, load_pretrained, restore, save_pretrained
 
 STILL = 1e-6
@@ -101,12 +101,10 @@ class TableTokenizer(nn.Module, ABC):
         """Codes of chunks; nothing is drawn, so of k samples all are the same.
 
         Raises:
-            ConfigError: x has another shape than this tokenizer was built for.
+            ConfigError: x has another shape than this tokenizer was built for, or is not of floating point.
+            DataError: a value of x is not finite.
         """
-        if tuple(x.shape[1:]) != (self.horizon, self.action_dim):
-            raise ConfigError(
-                f"this tokenizer encodes inputs of shape {(self.horizon, self.action_dim)}, not {tuple(x.shape[1:])}"
-            )
+        x = encodable(x, (self.horizon, self.action_dim))
         return self.encode_chunks(x)[:, None].expand(-1, 1 if uniforms is None else uniforms.shape[1], -1)
 
     @torch.no_grad()

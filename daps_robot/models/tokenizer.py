@@ -29,7 +29,7 @@ from daps_robot.models.posteriors import (
     ResidualPosterior,
     make_posterior,
 )
-from daps_robot.models.prefixes import check_codes, seen_codes
+from daps_robot.models.prefixes import check_codes, encodable, seen_codes
 from daps_robot.models.pretrained import find_model, load_pretrained, restore, save_pretrained
 from daps_robot.models.sampling import CodeSample, greedy, sample
 from daps_robot.parallel import uniform
@@ -231,10 +231,10 @@ class Tokenizer(nn.Module):
         """Codes of x: the most likely sequence (k = 1), or k samples by the given uniform noise.
 
         Raises:
-            ConfigError: x has another shape than this tokenizer was built for.
+            ConfigError: x has another shape than this tokenizer was built for, or is not of floating point.
+            DataError: a value of x is not finite.
         """
-        self._check(x)
-        return self.draw(self.prepare(self.inputs(x)), uniforms).codes
+        return self.draw(self.prepare(self.inputs(encodable(x, self.config.front_end.shape))), uniforms).codes
 
     @torch.no_grad()
     def decode(self, codes: Int[Tensor, "b k l"], observation: Float[Tensor, "b o"] | None = None) -> Float[Tensor, "b k *x"]:
@@ -265,8 +265,7 @@ class Tokenizer(nn.Module):
     ) -> Float[np.ndarray, "b h a"]:
         """Chunks through their most likely codes and back, for rollouts (`keys` is not needed: nothing is drawn)."""
         device = self.scaler.shift.device
-        x = torch.from_numpy(chunks).to(device)
-        self._check(x)
+        x = encodable(torch.from_numpy(chunks).to(device), self.config.front_end.shape)
         embedded = self.encoded(self.prepare(self.inputs(x))).embedded
         observation = torch.from_numpy(observations[:, -1]).to(device)
         return self.decode_embedded(embedded, observation)[:, 0].cpu().numpy()
@@ -302,8 +301,3 @@ class Tokenizer(nn.Module):
         if kept is None:
             return embedded
         return torch.where(seen_codes(kept, given + missing)[:, None, :, None], embedded, self.mask_embedding)
-
-    def _check(self, x: Tensor) -> None:
-        shape = self.config.front_end.shape
-        if tuple(x.shape[1:]) != shape:
-            raise ConfigError(f"this tokenizer encodes inputs of shape {shape}, not {tuple(x.shape[1:])}")

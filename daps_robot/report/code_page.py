@@ -140,13 +140,13 @@ def _usage(report: CodeReport) -> str:
     used = CodeUsage(np.stack([use.counts for use in uses]), perplexity, len(report.coded))
     panels = (
         (
-            plots.usage(PAGE, used, first=0),
+            plots.usage(PAGE, used),
             "Rank and frequency",
             "Each row a position, the stronger the colour, the more frequent; a mark ends those in use. Good: fades slowly, "
             "reaches far right.",
         ),
         (
-            plots.per_position(PAGE, perplexity, f"of {report.coded.vocabulary} codes", first=0),
+            plots.per_position(PAGE, perplexity, f"of {report.coded.vocabulary} codes"),
             "Codes in use (perplexity)",
             "As many equally frequent codes would be as varied. Good: every position carries its part, none near 1.",
         ),

@@ -140,9 +140,9 @@ def usage_map(palette: Palette, used: CodeUsage) -> Figure:
     pixels = np.zeros((l, v, 4))
     pixels[..., :3] = HEAT
     pixels[..., 3] = (share / max(share.max(), 1e-12)) ** 0.4  # rare codes stay visible
-    ax.imshow(pixels, aspect="auto", interpolation="nearest", extent=(0.5, v + 0.5, l + 0.5, 0.5))
+    ax.imshow(pixels, aspect="auto", interpolation="nearest", extent=(0.5, v + 0.5, l - 0.5, -0.5))
     last = (used.counts > 0).sum(axis=1) + 0.5
-    edges = np.arange(l + 1) + 0.5
+    edges = np.arange(l + 1) - 0.5
     ax.plot(np.repeat(last, 2), np.repeat(edges, 2)[1:-1], color=palette.accent, linewidth=1.2 if l <= 64 else 0.5)
     ax.set_xlim(0.5, v + 0.5)
     ax.grid(False)
@@ -155,13 +155,13 @@ def codes_in_use(palette: Palette, used: CodeUsage) -> Figure:
     """Of each position, how many codes occur at all, and how many equally frequent ones would be as varied."""
     l, v = used.counts.shape
     figure, ax = panel(palette, "position in the code sequence", "codes")
-    edges = np.arange(l + 1) + 0.5
+    edges = np.arange(l + 1) - 0.5
     occurring = (used.counts > 0).sum(axis=1)
     ax.stairs(occurring, edges, fill=True, color=palette.faint, label="occurring")
     ax.stairs(used.perplexity, edges, fill=True, color=palette.accent, label="in effective use")
     ax.axhline(v, color=palette.ink, linewidth=0.8, linestyle=(0, (4, 3)))
     ax.set_ylim(0, 1.12 * v)
-    ax.set_xlim(0.5, l + 0.5)
+    ax.set_xlim(-0.5, l - 0.5)
     ax.yaxis.set_major_locator(MaxNLocator(5, integer=True, steps=ROUND))
     ax.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=ROUND))
     legend(ax, palette)

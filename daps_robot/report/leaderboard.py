@@ -135,6 +135,7 @@ def latency_plot(places: Sequence[Standing]) -> str:
 def words(places: Sequence[Standing], runs: Sequence[JSON]) -> str:
     """What the terms mean."""
     last = len(runs[0]["last"])
+    methods = {run["decoding"] for run in runs if run.get("decoding")}
     terms = {
         "best model": "The one with the lowest validation loss of its training: chosen without the simulator.",
         "last models": f"The mean over the models of the last {last} of 10 validations: what a training gives without choosing.",
@@ -146,6 +147,7 @@ def words(places: Sequence[Standing], runs: Sequence[JSON]) -> str:
         "tokenizer ceiling": "Success of the scripted expert whose plans go through the tokenizer: what a perfect policy over "
         "these codes could reach.",
         "decision": "One observation to one chunk, batch 1, one thread, policies timed in turns; median of three rounds.",
+        **({"decoding": f"How codes are chosen: {' and '.join(sorted(methods))} (evaluate.py --method)."} if methods else {}),
         "training": "Seconds of the training steps of tokenizer and policy, validations left out, mean over seeds.",
     }
     if not last:

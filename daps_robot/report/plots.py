@@ -175,7 +175,7 @@ def positions(palette: Palette, series: Sequence[Series], y: str) -> Figure:
         strength = 1 - 0.72 * i / max(len(series) - 1, 1)
         marker = "o" if len(steps) <= 25 else None
         ax.plot(steps, values, color=palette.accent, alpha=strength, linewidth=1.5, marker=marker, markersize=3)
-        ends.append((values[-1], i + 1))
+        ends.append((values[-1], i))
     if len(series) <= MANY:
         _label_ends(ax, palette, ends, float(series[0][0, -1]))
     ax.set_xlim(0, series[0][0, -1] * 1.01)
@@ -234,29 +234,29 @@ def _chunk_lines(ax: Axes, palette: Palette, trace: ChunkTrace, dimension: int) 
     ax.yaxis.set_major_locator(MaxNLocator(4, steps=ROUND))
 
 
-def usage(palette: Palette, used: CodeUsage, first: int = 1) -> Figure:
-    """Codes of every position, most frequent first; the darker, the more often. `first` is the number of the first position."""
+def usage(palette: Palette, used: CodeUsage) -> Figure:
+    """Codes of every position, most frequent first; the darker, the more often."""
     l, v = used.counts.shape
     figure, ax = panel(palette, "codes, most frequent first", "position", size=(WIDTH, HEIGHT))
     share = np.sort(used.counts, axis=1)[:, ::-1] / max(used.windows, 1)
     pixels = np.zeros((l, v, 4))
     pixels[..., :3] = HEAT
     pixels[..., 3] = (share / max(share.max(), 1e-12)) ** 0.4  # rare codes stay visible
-    ax.imshow(pixels, aspect="auto", interpolation="nearest", extent=(0.5, v + 0.5, l + first - 0.5, first - 0.5))
+    ax.imshow(pixels, aspect="auto", interpolation="nearest", extent=(0.5, v + 0.5, l - 0.5, -0.5))
     ax.grid(False)
     if l <= MANY:
-        ax.set_yticks(range(first, l + first))
+        ax.set_yticks(range(l))
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=ROUND))
     for i, row in enumerate(used.counts):
         last = int((row > 0).sum())
-        ax.plot([last + 0.5] * 2, [i + first - 0.4, i + first + 0.4], color=palette.accent, linewidth=1.6)
+        ax.plot([last + 0.5] * 2, [i - 0.4, i + 0.4], color=palette.accent, linewidth=1.6)
     return figure
 
 
-def per_position(palette: Palette, values: Float[np.ndarray, " l"], y: str, top: float | None = None, first: int = 1) -> Figure:
-    """A bar for each code position, which count from `first`; those of a share, up to `top` = 1, are labelled in percent."""
+def per_position(palette: Palette, values: Float[np.ndarray, " l"], y: str, top: float | None = None) -> Figure:
+    """A bar for each code position; those of a share, up to `top` = 1, are labelled in percent."""
     figure, ax = panel(palette, "position in the code sequence", y)
-    numbers = np.arange(first, len(values) + first)
+    numbers = np.arange(len(values))
     ax.bar(numbers, values, color=palette.accent, width=0.62)
     for x, value in zip(numbers, values, strict=True) if len(values) <= MANY else ():
         text = f"{value:.0%}" if top == 1 else f"{value:.0f}"

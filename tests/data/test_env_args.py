@@ -10,6 +10,7 @@ import pytest
 
 from daps_robot.data.demos import ROBOMIMIC_KEYS, read_demos
 from daps_robot.data.env_args import ENV_IDS, env_differences, named_env, rate_of
+from daps_robot.errors import DataError
 
 OSC = {
     "type": "OSC_POSE",
@@ -129,6 +130,23 @@ def test_the_rate():
     assert rate_of(V15) == 20.0
     assert rate_of({"fps": 50}) == 50.0
     assert [rate_of(env_args) for env_args in ({}, {"fps": "50"}, {"fps": True}, {"fps": -1}, {"fps": 10**400})] == [None] * 5
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "message"),
+    [
+        ({"fps": "50"}, "fps is 50, not a positive number of steps a second: correct it, or leave it out"),
+        ({"fps": True}, "fps is True"),
+        ({"fps": 10**400}, r"fps is 10+\.\.\., not"),
+        ({"env_kwargs": {"control_freq": -20}}, "control_freq is -20"),
+        ({"gymnasium_id": 3}, "gymnasium_id is 3, not a name"),
+        ({"env_name": ["Lift"]}, "env_name is .*, not a name"),
+    ],
+)
+def test_nonsense_in_what_is_read_from_it_is_refused(spoilt, message, tmp_path):
+    with pytest.raises(DataError, match=message):
+        read_demos(write(tmp_path / "low_dim.hdf5", spoilt))
+    assert read_demos(write(tmp_path / "low_dim.hdf5", dict.fromkeys(spoilt))).rate is None
 
 
 def write(path, env_args):

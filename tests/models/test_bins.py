@@ -1,5 +1,7 @@
 """Uniform bins: codes that come back as they were, errors within half a bin, and what lies outside."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 
 from daps_robot.data.chunks import ChunkDataset
 from daps_robot.data.normalize import Scaler
-from daps_robot.errors import CheckpointError, ConfigError
+from daps_robot.errors import CheckpointError, ConfigError, DataError
 from daps_robot.estimators.fitted import BinsConfig, fit_bins
 from daps_robot.models.action_tokenizer import load_tokenizer
 from daps_robot.models.bins import BinsTokenizer, BinsTokenizerConfig, hat_functions
@@ -110,6 +112,8 @@ def test_other_shapes_and_codes_are_refused():
     tokenizer = made()
     with pytest.raises(ConfigError, match="shape"):
         tokenizer.encode(torch.zeros(2, 7, 3))
+    with pytest.raises(DataError, match=r"\[0, 3, 1\] is nan"):
+        tokenizer.encode(torch.where(torch.arange(24).view(1, 8, 3) == 10, math.nan, 0.0))
     for codes in (torch.full((1, 1, 24), 16), torch.zeros(1, 1, 23, dtype=torch.long)):
         with pytest.raises(ConfigError, match="24 codes"):
             tokenizer.decode(codes)

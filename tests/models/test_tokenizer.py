@@ -1,12 +1,14 @@
 """Tokenizer: units, files, and codes that decode."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from tiny import make_tokenizer, tokenizer_config
 
 from daps_robot.data.normalize import Scaler
-from daps_robot.errors import CheckpointError, ConfigError
+from daps_robot.errors import CheckpointError, ConfigError, DataError
 from daps_robot.models.decoders import MLPDecoderConfig
 from daps_robot.models.frontends import PatchFrontEndConfig
 from daps_robot.models.likelihoods import LikelihoodConfig
@@ -64,6 +66,19 @@ def test_log_likelihood_is_that_of_the_reconstruction():
 def test_another_shape_is_refused(shape):
     with pytest.raises(ConfigError, match="shape"):
         make_tokenizer().encode(torch.randn(2, *shape))
+
+
+def test_what_holds_no_number_is_refused_and_float64_is_taken():
+    tokenizer = make_tokenizer()
+    x = torch.randn(2, 8, 3)
+    assert torch.equal(tokenizer.encode(x.double()), tokenizer.encode(x))
+    with pytest.raises(ConfigError, match="int64"):
+        tokenizer.encode(x.long())
+    for value in (math.nan, math.inf, 1e300):
+        spoilt = x.double()
+        spoilt[1, 7, 2] = value
+        with pytest.raises(DataError, match=r"\[1, 7, 2\] is (nan|inf)"):
+            tokenizer.encode(spoilt)
 
 
 KINDS = {

@@ -119,8 +119,6 @@ def test_another_number_of_executed_steps(demos: Path, tmp_path: Path, env_id: s
     report = evaluate.run(Evaluate(run, env=env_id, out=tmp_path / "other", rollout=replace(ROLLOUTS, execute=2)))
     assert report["rollouts"]["settings"]["execute"] == 2
     assert (tmp_path / "other" / "report.html").is_file()
-    with pytest.raises(ConfigError, match="execute=0"):
-        evaluate.run(Evaluate(run, env=env_id, rollout=replace(ROLLOUTS, execute=0)))
 
 
 def test_a_latent_policy_has_ceilings_too(demos: Path, tmp_path: Path, env_id: str) -> None:
@@ -224,7 +222,20 @@ def test_without_the_simulator_there_is_a_report_of_held_out_errors(
         evaluate.run(Evaluate(run, env="test/Elsewhere-v0", rollout=ROLLOUTS))
 
 
-@pytest.mark.parametrize(("numbers", "message"), [({"workers": -1}, "workers=-1"), ({"max_steps": 0}, "--max-steps 0")])
+def test_more_steps_than_a_plan_has_are_refused_without_a_simulator_too(demos: Path, tmp_path: Path) -> None:
+    run = trained("regression", demos, tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"--execute 99: the policy in .* plans 8 steps"):
+        evaluate.run(Evaluate(run, env="none", rollout=replace(ROLLOUTS, execute=99)))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ({"workers": -1}, "workers=-1"),
+        ({"max_steps": 0}, "--max-steps 0"),
+        *[({name: value}, "count from 1") for name in ("episodes", "slots", "execute") for value in (0, -1)],
+    ],
+)
 def test_numbers_that_cannot_be_are_refused_at_once(numbers: dict[str, int], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         RolloutConfig(**numbers)

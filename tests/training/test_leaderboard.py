@@ -21,7 +21,11 @@ from daps_robot.commands.sweep import run as sweep
 from daps_robot.commands.train_action_vae import ChunkTokenizerConfig
 from daps_robot.config import save_json
 from daps_robot.data.demo_writer import DemoWriter, Episode
+from daps_robot.data.demos import EVAL_SEED_START
 from daps_robot.errors import ConfigError, DapsRobotError, DataError
+from daps_robot.models.policies import load_policy
+from daps_robot.models.policy import DecodingConfig
+from daps_robot.rollout.evaluate import evaluate
 
 if "test/Point-v0" not in gym.registry:
     gym.register("test/Point-v0", entry_point="point_env:PointEnv")
@@ -183,6 +187,33 @@ def test_all_are_timed_again_where_one_has_changed(ranked, started):
     assert json.loads(path.read_text())["milliseconds"].keys() == {"fsq", "regression"}
 
 
+def test_a_decoding_and_executed_steps_need_no_training(ranked, started, monkeypatch):
+    monkeypatch.setattr("daps_robot.commands.policy_pieces.LATENCY_CALLS", 3)
+    config = Leaderboard(
+        **{**vars(BOARD), "seeds": 1, "last": 0, "execute": 16, "decoding": DecodingConfig("consensus", samples=3)}
+    )
+    rank(config)
+    assert started.pieces == [
+        *(f"fsq-0/{piece}" for piece in ("best-consensus-e8-n6", "ceiling-e8-n2")),  # of its 8 steps all
+        *("regression-0/best-e16-n6", "point/latency"),
+    ]
+    place = ranked[2]
+    played, job = (
+        {**json.loads((place / "fsq-0" / "best-consensus-e8-n6" / name).read_text())} for name in ("result.json", "job.json")
+    )
+    assert job["execute"] == 8 and job["decoding"]["samples"] == 3
+    policy = load_policy(place / "fsq-0" / "policy" / "model").with_decoding(config.decoding)
+    again = evaluate(
+        "test/Point-v0", policy, first_seed=EVAL_SEED_START, episodes=6, max_steps=24, execute=8, slots=25, workers=1
+    )
+    assert played["score"] == [record.score for record in again.records]
+    assert played["length"] == [record.length for record in again.records]
+    assert "consensus" in (place / "index.html").read_text()
+    started.pieces.clear()
+    rank(config)
+    assert started.pieces == []
+
+
 def test_a_data_set_that_changes_meanwhile_is_refused(place, tmp_path):
     from daps_robot.commands.policy_pieces import tokenizer_piece
     from daps_robot.commands.policy_run import Learning, TokenizerJob
@@ -198,6 +229,7 @@ def test_a_data_set_that_changes_meanwhile_is_refused(place, tmp_path):
         ({"policies": ("fqs",)}, "Did you mean 'fsq'.*regression"),
         ({"policies": ("vae",)}, "vae has no codes"),
         ({"policies": ()}, "--policies"),
+        ({"execute": 0}, "--execute 0"),
         ({"last": 11}, "10 validations"),
         ({"budget": 0.0}, "--budget"),
         ({"dataset": "absent.hdf5"}, "absent"),
