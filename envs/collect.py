@@ -36,7 +36,6 @@ class Manner:
     noise: float
     nudges: float
     style: str
-    mishaps: float
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,6 @@ class Task:
     env: type[RobosuiteEnv]
     noise: float
     nudges: float = 0.03
-    mishaps: float = 0.0
 
 
 TASKS = {
@@ -82,7 +80,6 @@ def collect_demos(
     style: str = "plain",
     noise: float | None = None,
     nudges: float | None = None,
-    mishaps: float | None = None,
     seed: int = 0,
     workers: int | None = None,
     valid_fraction: float = 0.1,
@@ -100,8 +97,6 @@ def collect_demos(
         style: of the expert, plain or human (see `envs.styles`).
         noise: standard deviation of the Gaussian noise on the arm's actions; None takes the task's own.
         nudges: chance that a step begins a nudge (see `envs.expert.Expert`); None takes the task's own.
-        mishaps: chance that a demonstration's first grasp misses, and that the object slips; None takes the task's own for the
-            style plain, and for another those of the style.
         seed: of the collection, 0 to 999.
         workers: processes; None takes one per processor.
         valid_fraction: of the demonstrations are put in mask/valid, the others in mask/train.
@@ -114,10 +109,8 @@ def collect_demos(
         KeyboardInterrupt: when interrupted; what was collected is kept for the next call.
     """
     started = time.monotonic()
-    chosen = _check(task, demos, style, noise, nudges, mishaps, seed, workers, valid_fraction)
-    if mishaps is None:
-        mishaps = chosen.mishaps if style == "plain" else 0.0
-    manner = Manner(chosen.noise if noise is None else noise, chosen.nudges if nudges is None else nudges, style, mishaps)
+    chosen = _check(task, demos, style, noise, nudges, seed, workers, valid_fraction)
+    manner = Manner(chosen.noise if noise is None else noise, chosen.nudges if nudges is None else nudges, style)
     out = Path("data", f"{task}.hdf5" if style == "plain" else f"{task}-{style}.hdf5") if out is None else Path(out)
     if out.exists() and not overwrite:
         raise DataError(f"{out} exists: choose another --out, or pass --overwrite to replace it.")
@@ -252,7 +245,6 @@ def _check(
     style: str,
     noise: float | None,
     nudges: float | None,
-    mishaps: float | None,
     seed: int,
     workers: int | None,
     valid_fraction: float,
@@ -269,8 +261,6 @@ def _check(
         raise ConfigError(f"noise must be from 0 to 1 (action units), not {noise}.")
     if nudges is not None and not 0.0 <= nudges <= 1.0:
         raise ConfigError(f"nudges must be a chance from 0 to 1 a step, not {nudges}.")
-    if mishaps is not None and not 0.0 <= mishaps <= 1.0:
-        raise ConfigError(f"mishaps must be a chance from 0 to 1 a demonstration, not {mishaps}.")
     if not 0 <= seed <= _MAX_COLLECTION_SEED:
         raise ConfigError(f"seed must be from 0 to {_MAX_COLLECTION_SEED}, not {seed}: seeds above are for evaluation.")
     worker_count(workers, demos)

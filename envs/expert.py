@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float
 
 from daps_robot.envs.hand import Hand, Vector, approach, bent, wrap
-from daps_robot.envs.styles import STYLES, with_mishaps
+from daps_robot.envs.styles import PLAIN, STYLES
 
 OPEN, CLOSED = -1.0, 1.0
 BEND = 0.6
@@ -63,7 +63,6 @@ class Expert:
         seed: int = 0,
         nudges: float = 0.0,
         style: str = "plain",
-        mishaps: float = 0.0,
         translate: Callable[[Action], np.ndarray] | None = None,
     ) -> None:
         """Args:
@@ -72,7 +71,6 @@ class Expert:
         nudges: chance that a step begins a nudge, six steps in which a constant push in a random direction is added to the
             translation. What follows shows how to come back from some centimetres off, which white noise never does.
         style: "plain", or "human" with pauses, detours, several grasps, misses and drops (see `styles.Style`).
-        mishaps: chance that the first grasp misses, and that the object slips once, in place of the style's own.
         translate: from a relative action to one of the environment, which is in the state that was observed.
         """
         self.noise, self.nudges = noise, nudges
@@ -81,8 +79,6 @@ class Expert:
         self._push_left = 0
         self._whims = np.random.default_rng((seed, 2))
         self.style = STYLES[style](self._whims)
-        if mishaps > 0.0:
-            self.style = with_mishaps(self.style, mishaps, self._whims)
         self._translate = translate
         self._misses, self._drops = self.style.misses, self.style.drops
         self._pause_left = self._slip_left = self._missing = self._carried = 0
@@ -103,7 +99,7 @@ class Expert:
         """
         hand = Hand(observation)
         move, yaw, gripper = self._decide(hand, np.asarray(observation["object"], np.float64))
-        if self.style.varied and self._hesitates(gripper):
+        if self.style is not PLAIN and self._hesitates(gripper):
             move, yaw, gripper = np.zeros(3), hand.yaw, self._gripper
         speed = self._speed * self.style.speed
         action = np.empty(7)
@@ -174,7 +170,7 @@ class Expert:
         if self._around(hand, to_grasp):
             return to_grasp, yaw, CLOSED
         turn = yaw - hand.yaw
-        misaligned = abs(wrap(turn, self._half_turns)) if not self.style.varied else abs(turn)
+        misaligned = abs(wrap(turn, self._half_turns)) if self.style is PLAIN else abs(turn)
         aside = float(np.hypot(*to_grasp[:2]))
         move = approach(to_grasp, aside, misaligned, hand.opening, self._wide, self._top + self.style.lift)
         return bent(move, aside, BEND * self.style.bend), yaw, OPEN
@@ -214,6 +210,6 @@ class Expert:
 
     def _miss(self, hand: Hand, obj: Float[np.ndarray, " o"], yaw: float) -> Vector:
         """From a grasp to one that misses."""
-        if not self.style.miss_aside:
+        if self.style.miss_above:
             return np.array([0.0, 0.0, self._miss_above])
-        return self.style.miss_aside * np.array([np.cos(yaw), np.sin(yaw), 0.0])  # across the fingers' way
+        return np.copysign(0.06, self.style.side) * np.array([np.cos(yaw), np.sin(yaw), 0.0])  # across the fingers' way

@@ -7,6 +7,7 @@ from jaxtyping import Float
 
 from daps_robot.envs.expert import BEND, Expert
 from daps_robot.envs.hand import Hand, Vector, bent, rotation_matrix, within_reach, wrap, yaw_of
+from daps_robot.envs.styles import PLAIN
 
 
 class LiftExpert(Expert):
@@ -57,7 +58,7 @@ class CanExpert(Expert):
 
     def _standing_yaw(self, can: Vector) -> float:
         """Any yaw would do, if it were not for the walls and, over its quarter, for where the wrist must end."""
-        if self.style.varied and can[2] > 0.93:
+        if self.style is not PLAIN and can[2] > 0.93:
             return 0.6 * self.style.side
         if min(abs(can[1] - wall) for wall in self._walls_y) < 0.07:
             return np.pi / 2
@@ -67,7 +68,7 @@ class CanExpert(Expert):
     def _carry(self, hand: Hand, obj: Float[np.ndarray, " o"], yaw: float) -> tuple[Vector, float]:
         """Up, across, and down: sideways only as far as the height allows, down only over the goal."""
         can, style = obj[7:10], self.style
-        goal = self._goal + np.array([0.0, 0.03 * (1.0 + style.along), 0.0]) if style.varied else self._goal
+        goal = self._goal + np.array([0.0, 0.03 * (1.0 + style.along), 0.0]) if style is not PLAIN else self._goal
         to_goal = goal - can
         aside = float(np.hypot(*to_goal[:2]))
         if aside > 0.03:
@@ -101,7 +102,7 @@ class SquareExpert(Expert):
         nut, rotation = obj[7:10], rotation_matrix(obj[10:14])
         yaw = hand.nearest_yaw(yaw_of(rotation), np.pi)  # the fingers close along the nut's y axis, either way round
         handle = self._handle
-        if self.style.varied:
+        if self.style is not PLAIN:
             yaw = wrap(yaw_of(rotation), np.pi)
             other = yaw - np.copysign(np.pi, yaw)
             ends = other - self._crooked(yaw_of(rotation))
@@ -130,7 +131,7 @@ class SquareExpert(Expert):
 
     def _miss(self, hand: Hand, obj: Float[np.ndarray, " o"], yaw: float) -> Vector:
         """Beyond the end of the handle, where it does not close above it."""
-        if not self.style.miss_aside:
+        if self.style.miss_above:
             return super()._miss(hand, obj, yaw)
         return 0.045 * rotation_matrix(obj[10:14])[:, 0]
 

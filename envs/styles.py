@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -21,9 +21,8 @@ class Style:
         pause: chance that a step begins a pause.
         longest_pause, longest_wait: steps of a pause, and of the hesitation before the fingers close or open; they are drawn
             each time, evenly.
-        varied: whether the choices above vary at all; where they do not, each is the one that is best.
         misses: grasps that go wrong on purpose before one is meant.
-        miss_aside: metres beside the object, on one side or the other (by the sign), at which they close; 0: above it.
+        miss_above: whether they close above the object, or else beside it.
         drops: times that the object slips, soon after it was lifted.
         drop_after: steps after which it does.
     """
@@ -36,9 +35,8 @@ class Style:
     pause: float = 0.0
     longest_pause: int = 0
     longest_wait: int = 0
-    varied: bool = False
     misses: int = 0
-    miss_aside: float = 0.0
+    miss_above: bool = True
     drops: int = 0
     drop_after: int = 0
 
@@ -52,27 +50,16 @@ def human(rng: np.random.Generator) -> Style:
         speed=rng.uniform(0.7, 1.0),
         bend=rng.uniform(-1.0, 1.0),
         lift=rng.uniform(0.0, 0.06),
-        side=(side := rng.uniform(-1.0, 1.0)),
+        side=rng.uniform(-1.0, 1.0),
         along=rng.uniform(-1.0, 1.0),
         pause=0.01,
         longest_pause=12,
         longest_wait=int(rng.integers(1, 7)),
-        varied=True,
         misses=int(rng.random() < 1 / 4),
-        miss_aside=0.0 if rng.random() < 0.5 else float(np.copysign(0.06, side)),
+        miss_above=bool(rng.random() < 0.5),
         drops=int(rng.random() < 1 / 6),
         drop_after=int(rng.integers(3, 7)),
     )
-
-
-def with_mishaps(style: Style, chance: float, rng: np.random.Generator) -> Style:
-    """The style with a grasp that misses at first, by this chance, and with a drop, by the same; what it had of them is gone.
-
-    Half of the grasps close above the object, the others 3 to 6 cm beside it.
-    """
-    aside = 0.0 if rng.random() < 0.5 else rng.choice((-1.0, 1.0)) * rng.uniform(0.03, 0.06)
-    misses, drops = (rng.random(2) < chance).astype(int)
-    return replace(style, misses=int(misses), miss_aside=float(aside), drops=int(drops), drop_after=int(rng.integers(3, 7)))
 
 
 STYLES: dict[str, Callable[[np.random.Generator], Style]] = {"plain": lambda _: PLAIN, "human": human}

@@ -265,9 +265,7 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
             **more,
         }
 
-    def make_expert(
-        self, noise: float = 0.0, seed: int = 0, nudges: float = 0.0, style: str = "plain", mishaps: float = 0.0
-    ) -> Expert:
+    def make_expert(self, noise: float = 0.0, seed: int = 0, nudges: float = 0.0, style: str = "plain") -> Expert:
         """The scripted expert for this task; it answers with this environment's actions, for the state that it is in.
 
         Args:
@@ -279,9 +277,7 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
         from daps_robot.envs.experts import EXPERTS
 
         translate = None if self.actions == "relative" else self.from_relative
-        return EXPERTS[self.robosuite_name](
-            noise=noise, seed=seed, nudges=nudges, style=style, mishaps=mishaps, translate=translate
-        )
+        return EXPERTS[self.robosuite_name](noise=noise, seed=seed, nudges=nudges, style=style, translate=translate)
 
     def render(self) -> UInt8[np.ndarray, "256 256 3"] | None:  # type: ignore[override]
         """A 256 × 256 RGB picture from the camera "agentview", or None without a render mode.

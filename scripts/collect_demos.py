@@ -28,8 +28,6 @@ class Arguments:
     """Standard deviation of the noise on the arm's actions, in action units (the task's own by default)."""
     nudges: float | None = None
     """Chance that a step begins a nudge: six steps of a constant push (the task's own by default)."""
-    mishaps: float | None = None
-    """Chance that the first grasp misses, and that the object slips (the task's own by default, of human the style's)."""
     seed: int = 0
     """Seed of the collection, 0 to 999."""
     workers: int | None = None

@@ -67,10 +67,12 @@ def policy_piece(folder: str, dataset: str) -> None:
 
     if predicts_codes(job.policy):
         command = DistillPolicy(tokenizer=place.parent / "tokenizer", codes=job.codes)
-        best = distill(replace(command, trainer=trainer(command.trainer), **given))
+        networks = replace(command.policy, history=job.history or command.policy.history)
+        best = distill(replace(command, policy=networks, trainer=trainer(command.trainer), **given))
     else:
         rival = TrainPolicy.default(["--policy", job.policy])
-        best = train_policy(replace(rival, trainer=trainer(rival.trainer), **given))
+        settings = replace(rival.settings, history=job.history or rival.settings.history)
+        best = train_policy(replace(rival, settings=settings, trainer=trainer(rival.trainer), **given))
     policy = load_policy(place / "model")
     tokenizer = getattr(policy, "tokenizer", None)
     result = {

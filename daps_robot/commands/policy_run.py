@@ -46,6 +46,7 @@ class Study:
         budget: share of the training steps that each policy has by default, to explore with.
         workers: simulator processes; by default one a core. Changes no figure.
         tokenizer: the networks of all tokenizers, but for what a sweep varies.
+        history: observations that every policy sees; by default each one's own number.
         decoding: how policies that predict codes choose them.
     """
 
@@ -59,12 +60,15 @@ class Study:
     budget: float = 1.0
     workers: int | None = None
     tokenizer: ChunkTokenizerConfig = field(default_factory=ChunkTokenizerConfig)
+    history: int | None = None
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
 
     def __post_init__(self) -> None:
         if self.seeds < 1 or self.episodes < 2 or self.ceiling_episodes == 1:
             raise ConfigError("a study needs --seeds from 1 and --episodes from 2 (ceilings: none, or from 2)")
         check_counts(self.workers, self.max_steps)
+        if self.history is not None and self.history < 1:
+            raise ConfigError(f"--history {self.history}: a policy sees one observation or more")
         if not 0 < self.budget <= 100:
             raise ConfigError(f"--budget {self.budget} is a share of each policy's training steps, above 0")
 
@@ -107,6 +111,7 @@ class PolicyJob:
     Attributes:
         tokenizer: fingerprint of that tokenizer.
         keep: whether to keep the models of all validations.
+        history: observations that it sees; None for its own number.
     """
 
     policy: str
@@ -115,6 +120,7 @@ class PolicyJob:
     codes: CodeSource
     tokenizer: str | None = field(metadata={"made_of": "tokenizer"})
     keep: bool
+    history: int | None = None
 
 
 @dataclass(frozen=True)
@@ -167,6 +173,7 @@ class PolicyRun:
         max_steps: see `RolloutJob`.
         execute: steps executed of a chunk; None for the policy's own.
         decoding: of a policy that predicts codes.
+        history: see `PolicyJob`.
     """
 
     policy: str
@@ -181,6 +188,7 @@ class PolicyRun:
     max_steps: int | None = None
     execute: int | None = None
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
+    history: int | None = None
 
 
 def predicts_codes(policy: str) -> bool:
@@ -234,7 +242,7 @@ def run_policy(folder: Path, run: PolicyRun, workers: int | None) -> JSON:
         tokenizer_made = fingerprint(folder / "tokenizer" / "model")
     source = "" if run.codes == "sampled" else f"-{run.codes}"
     place = f"policy{source}"
-    to_train = PolicyJob(run.policy, seed, learning, run.codes, tokenizer_made, run.last is not None)
+    to_train = PolicyJob(run.policy, seed, learning, run.codes, tokenizer_made, run.last is not None, run.history)
     policy = piece("policy_piece", folder / place, to_train, run.dataset, kind=PolicyResult)
     seconds["policy"] = policy["seconds"]
     execute = run.execute or policy["execute"]

@@ -133,6 +133,8 @@ def plans(config: Sweep, dataset: str, learning: Learning, seed: int) -> Iterato
                 ceiling_episodes=config.ceiling_episodes,
                 max_steps=config.max_steps,
                 execute=value if config.vary == "execute" else None,
+                decoding=config.decoding,
+                history=config.history,
             )
             # of what is executed alone, nothing has to be trained again
             folder = f"{name}-{seed}" if config.vary == "execute" else f"{name}-{config.vary}{value}-{seed}"

@@ -136,7 +136,6 @@ def test_killed_at_any_time_it_leaves_no_half_file_and_goes_on(reference, tmp_pa
         ({"task": "lfit"}, "Did you mean lift"),
         ({"demos": 0}, "demos"),
         ({"noise": -0.1}, "noise"),
-        ({"mishaps": 1.1}, "mishaps"),
         ({"style": "humane"}, "plain, human"),
         ({"seed": 1000}, "seed"),
         ({"workers": -1}, "workers"),

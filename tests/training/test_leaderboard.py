@@ -230,6 +230,7 @@ def test_a_data_set_that_changes_meanwhile_is_refused(place, tmp_path):
         ({"policies": ("vae",)}, "vae has no codes"),
         ({"policies": ()}, "--policies"),
         ({"execute": 0}, "--execute 0"),
+        ({"history": 0}, "--history 0"),
         ({"last": 11}, "10 validations"),
         ({"budget": 0.0}, "--budget"),
         ({"dataset": "absent.hdf5"}, "absent"),
@@ -279,6 +280,14 @@ def test_demonstrations_against_code_sources(place, started, capsys):
     assert job["codes"] == "most-likely" and job["learning"]["demonstrations"] == 2
     assert (out / "index.html").read_text().count("<svg") == 1
     assert len((out / "results.csv").read_text().splitlines()) == 5
+
+
+def test_a_study_says_what_its_policies_see_and_how_codes_are_chosen(place, started):
+    seen = {"history": 3, "decoding": DecodingConfig("greedy"), "tokenizer": SIZE, "name": "seen", "seeds": 1}
+    sweep(Sweep(**COMMON, **seen, vary="execute", values=(2,), policies=("fsq", "regression")))
+    assert started.pieces[2] == "fsq-0/best-greedy-e2-n6" and started.pieces[-1] == "regression-0/best-e2-n6"
+    for policy in ("fsq", "regression"):
+        assert load_policy(place / "runs" / "sweep" / "seen" / f"{policy}-0" / "policy" / "model").history == 3
 
 
 def test_executed_steps_need_one_training(place, started):
