@@ -53,6 +53,7 @@ class Expert:
     _tall: ClassVar[float] = 0.0  # metres by which the grasp's height matters less than its place
     _wide: ClassVar[float] = 0.06  # an opening that passes the object
     _top: ClassVar[float] = 0.08  # of the funnel that leads down to the object
+    _steep: ClassVar[float] = 3.0  # rise of its wall
     _let_go_opening: ClassVar[float] = 0.07
     _half_turns: ClassVar[float] = np.pi  # the fingers may hold the object turned by this
     _miss_above: ClassVar[float] = 0.04
@@ -172,7 +173,7 @@ class Expert:
         turn = yaw - hand.yaw
         misaligned = abs(wrap(turn, self._half_turns)) if self.style is PLAIN else abs(turn)
         aside = float(np.hypot(*to_grasp[:2]))
-        move = approach(to_grasp, aside, misaligned, hand.opening, self._wide, self._top + self.style.lift)
+        move = approach(to_grasp, aside, misaligned, hand.opening, self._wide, self._top + self.style.lift, self._steep)
         return bent(move, aside, BEND * self.style.bend), yaw, OPEN
 
     def _around(self, hand: Hand, to_grasp: Vector) -> bool:

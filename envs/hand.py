@@ -43,7 +43,9 @@ class Hand:
         return min(easy, key=lambda candidate: abs(candidate - self.yaw))
 
 
-def approach(to_grasp: Vector, aside: float, misaligned: float, opening: float, wide: float, top: float = 0.08) -> Vector:
+def approach(
+    to_grasp: Vector, aside: float, misaligned: float, opening: float, wide: float, top: float = 0.08, steep: float = 3.0
+) -> Vector:
     """The way down to a grasp: inside a funnel above it, so that open fingers pass the object on both sides.
 
     Args:
@@ -53,8 +55,9 @@ def approach(to_grasp: Vector, aside: float, misaligned: float, opening: float, 
         opening: of the fingers.
         wide: an opening that passes the object.
         top: height of the funnel.
+        steep: metres that its wall rises a metre aside.
     """
-    height = 3.0 * max(0.0, aside - 0.008) + 0.12 * max(0.0, misaligned - 0.15)
+    height = steep * max(0.0, aside - 0.008) + 0.12 * max(0.0, misaligned - 0.15)
     if opening < wide:
         height = max(height, 0.6 * top)
     return to_grasp + np.array([0.0, 0.0, min(height, top)])
