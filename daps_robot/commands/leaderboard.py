@@ -24,13 +24,14 @@ from daps_robot.commands.policy_run import (
     check_policy,
     horizon_of,
     run_policy,
+    usual_method,
 )
 from daps_robot.commands.rollout_env import study_env
 from daps_robot.config import from_json, load_json, save_json, to_json
 from daps_robot.data.catalog import dataset_name, fetch
 from daps_robot.data.demos import read_demos
 from daps_robot.errors import ConfigError
-from daps_robot.models.policy import DecodingConfig
+from daps_robot.models.policy import Method
 from daps_robot.report.leaderboard import write_leaderboard
 from daps_robot.report.standings import Standing, standings
 from daps_robot.types import JSON
@@ -64,7 +65,7 @@ def run(config: Leaderboard) -> list[Standing]:
     """All pieces that are not there yet, then table and page; the page is written anew after every seed."""
     names = list(dict.fromkeys(config.policies))
     for name in names:
-        check_policy(name, config.tokenizer)  # a wrong name costs nothing yet
+        check_policy(name, config.tokenizer, config.method)  # a wrong name costs nothing yet
     path, started = fetch(config.dataset), time.perf_counter()
     demos = read_demos(path)
     for name in names:
@@ -72,7 +73,7 @@ def run(config: Leaderboard) -> list[Standing]:
     env = study_env(demos, config.env)
     learning = Learning(demos.sha256, env, budget=config.budget)
     out = results_folder("leaderboard", config.name or dataset_name(config.dataset))
-    shared = ("last", "episodes", "ceiling_episodes", "max_steps", "tokenizer", "decoding", "history")
+    shared = ("last", "episodes", "ceiling_episodes", "max_steps", "tokenizer", "method", "history")
     rolled = {name: getattr(config, name) for name in shared}
     runs: list[JSON] = []
     for seed in range(config.seeds):
@@ -82,7 +83,7 @@ def run(config: Leaderboard) -> list[Standing]:
             execute = config.execute and min(config.execute, horizon_of(name, config.tokenizer))
             planned = PolicyRun(name, seed, str(path), learning, execute=execute, **rolled)
             runs.append(run_policy(out / f"{name}-{seed}", planned, config.workers))
-        ranked = standings(runs, "daps" if "daps" in names else names[0], latencies(out, names, str(path), config.decoding))
+        ranked = standings(runs, "daps" if "daps" in names else names[0], latencies(out, runs, str(path), config.method))
         everything = {"settings": to_json(config), "env": env, "standings": ranked, "runs": runs}
         save_results(out, [row(each) for each in runs], everything)
         page = write_leaderboard(out, ranked, runs, config.name or dataset_name(config.dataset), env)
@@ -92,13 +93,12 @@ def run(config: Leaderboard) -> list[Standing]:
     return ranked
 
 
-def latencies(out: Path, names: list[str], dataset: str, decoding: DecodingConfig) -> dict[str, dict[str, float]]:
+def latencies(out: Path, runs: list[JSON], dataset: str, method: Method) -> dict[str, dict[str, float]]:
     """Milliseconds of a decision of each policy's first seed: all in turns, and all again where one is new or changed."""
     path = out / "latency.json"
-    models = {name: out / f"{name}-0" / "policy" / "model" for name in names}
-    made = {name: fingerprint(model) for name, model in models.items()}
+    models = {run["policy"]: run["model"] for run in reversed(runs)}
+    made = {name: f"{fingerprint(Path(model))} {method if usual_method(name) else ''}".strip() for name, model in models.items()}
     known: JSON = {"fingerprints": {}, "milliseconds": {}}
-    wanted = to_json(decoding)
     if path.is_file():
         known = readable(path, path)
         try:
@@ -106,10 +106,10 @@ def latencies(out: Path, names: list[str], dataset: str, decoding: DecodingConfi
         except ConfigError as error:
             raise ConfigError(f"{error}: delete {path} to measure anew") from error
     timed = known["fingerprints"]
-    if known.get("decoding", to_json(DecodingConfig())) != wanted or any(timed.get(name) != each for name, each in made.items()):
-        job = LatencyJob(dataset, {name: str(model) for name, model in models.items()}, made, decoding)
+    if any(timed.get(name) != each for name, each in made.items()):
+        job = LatencyJob(dataset, models, made, method)
         start_process(f"{PIECES}:latency_piece", out / "latency", job)
-        known = {"fingerprints": made, "decoding": wanted, "milliseconds": load_json(out / "latency" / "result.json")}
+        known = {"fingerprints": made, "milliseconds": load_json(out / "latency" / "result.json")}
         save_json(known, path)
     found: dict[str, dict[str, float]] = known["milliseconds"]
     return found
@@ -130,7 +130,7 @@ def row(run: JSON) -> JSON:
         "best_step": run["best_step"],
         "last_steps": " ".join(str(step) for step in run["last"]),
         "ceiling": rate([run["ceiling"] or {}], "success"),
-        **{name: run[name] for name in ("bits", "horizon", "execute", "parameters")},
+        **{name: run[name] for name in ("bits", "horizon", "execute", "method", "history", "parameters")},
         **{f"seconds.{stage}": run["seconds"].get(stage) for stage in ("tokenizer", "policy")},
     }
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from daps_robot.config import from_json
 from daps_robot.errors import ConfigError
-from daps_robot.models.policy import DecodingConfig
 from daps_robot.types import JSON
 
 
@@ -77,11 +76,10 @@ def check_columns(found: JSON, estimator: str, seed: int) -> None:
 
 @dataclass(frozen=True)
 class Latencies:
-    """Of policies: fingerprint of each, milliseconds of a decision, p50 and p99, and how those that predict codes chose them."""
+    """Of policies: what each was made of, and milliseconds of a decision, p50 and p99."""
 
     fingerprints: dict[str, str]
     milliseconds: dict[str, dict[str, float]]
-    decoding: DecodingConfig = field(default_factory=DecodingConfig)
 
     def __post_init__(self) -> None:
         for name in {**self.fingerprints, **self.milliseconds}:

@@ -23,7 +23,7 @@ from daps_robot.data.chunks import ChunkDataset
 from daps_robot.data.demos import EVAL_SEED_START, read_demos
 from daps_robot.errors import DataError
 from daps_robot.models.policies import load_policy
-from daps_robot.models.policy import DecodingConfig, LatentPolicy
+from daps_robot.models.policy import DecodingConfig, LatentPolicy, Method
 from daps_robot.rollout.ceiling import tokenizer_ceiling
 from daps_robot.rollout.evaluate import evaluate
 from daps_robot.rollout.latency import plan_latency
@@ -90,7 +90,7 @@ def policy_piece(folder: str, dataset: str) -> None:
 def rollout_piece(folder: str, workers: str) -> None:
     """Play episodes with a saved policy; outcomes do not depend on the number of workers."""
     place, job = _begin(folder, RolloutJob)
-    policy = _decoding(load_policy(place.parent / job.model), job.decoding)
+    policy = choosing(load_policy(place.parent / job.model), job.method)
     _save_outcomes(place, evaluate(job.env, policy, **_how(job, workers)))
 
 
@@ -104,9 +104,9 @@ def ceiling_piece(folder: str, workers: str, policy: str) -> None:
     _save_outcomes(place, tokenizer_ceiling(job.env, latent.tokenizer, **_how(job, workers)))
 
 
-def _decoding(policy: SizedPolicy, decoding: DecodingConfig) -> SizedPolicy:
+def choosing(policy: SizedPolicy, method: Method) -> SizedPolicy:
     """The policy, told how to choose its codes if it has any."""
-    return policy.with_decoding(decoding) if isinstance(policy, LatentPolicy) else policy
+    return policy.with_decoding(DecodingConfig(method)) if isinstance(policy, LatentPolicy) else policy
 
 
 def _how(job: RolloutJob, workers: str) -> dict[str, Any]:
@@ -132,7 +132,7 @@ def latency_piece(folder: str) -> None:
     place, job = _begin(folder, LatencyJob)
     timed = {}
     for name, model in job.models.items():
-        policy = _decoding(load_policy(Path(model)), job.decoding)
+        policy = choosing(load_policy(Path(model)), job.method)
         demos = read_demos(Path(job.dataset), policy.obs_keys, cameras=policy.cameras, picture_size=policy.picture_size)
         held_out = ChunkDataset(demos.select(demos.valid), policy.obs_keys, 1, policy.history)
         request = plan_request(held_out.gather(index := torch.arange(min(LATENCY_CALLS, len(held_out)))), index)

@@ -6,7 +6,7 @@
     <run>/step-<s>-n100/   of the models of the last validations
     <run>/ceiling-n50/     of the scripted expert through the tokenizer
 
-A name after them tells apart what shares a tokenizer (policy-most-likely) or a policy (best-consensus-e8-n100).
+A name after them tells apart what shares a tokenizer (policy-most-likely-h1) or a policy (best-consensus-e8-n100).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from daps_robot.data.demos import DemoSet
 from daps_robot.errors import ConfigError, DataError
 from daps_robot.estimators.fitted import FITTED
 from daps_robot.models.policies import POLICIES
-from daps_robot.models.policy import DecodingConfig
+from daps_robot.models.policy import Method
 from daps_robot.training.distill import CodeSource
 from daps_robot.types import JSON
 
@@ -47,7 +47,7 @@ class Study:
         workers: simulator processes; by default one a core. Changes no figure.
         tokenizer: the networks of all tokenizers, but for what a sweep varies.
         history: observations that every policy sees; by default each one's own number.
-        decoding: how policies that predict codes choose them.
+        method: how policies that predict codes choose them, as `evaluate.py --method`.
     """
 
     dataset: str = "lift"
@@ -61,7 +61,7 @@ class Study:
     workers: int | None = None
     tokenizer: ChunkTokenizerConfig = field(default_factory=ChunkTokenizerConfig)
     history: int | None = None
-    decoding: DecodingConfig = field(default_factory=DecodingConfig)
+    method: Method = "auto"
 
     def __post_init__(self) -> None:
         if self.seeds < 1 or self.episodes < 2 or self.ceiling_episodes == 1:
@@ -134,7 +134,7 @@ class RolloutJob:
         episodes: on the start states EVAL_SEED_START + i.
         max_steps: control steps of an episode; None for the environment's own limit.
         execute: steps executed of a chunk.
-        decoding: of a policy that predicts codes.
+        method: how a policy that predicts codes chooses them.
     """
 
     model: str | None
@@ -143,17 +143,17 @@ class RolloutJob:
     episodes: int
     max_steps: int | None
     execute: int
-    decoding: DecodingConfig = field(default_factory=DecodingConfig)
+    method: Method = "auto"
 
 
 @dataclass(frozen=True)
 class LatencyJob:
-    """Saved policies to be timed in turns: name → directory, and name → fingerprint."""
+    """Saved policies to be timed in turns: name → directory, and name → what it was made of."""
 
     dataset: str
     models: dict[str, str]
     fingerprints: dict[str, str]
-    decoding: DecodingConfig = field(default_factory=DecodingConfig)
+    method: Method = "auto"
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ class PolicyRun:
         ceiling_episodes: of the scripted expert through the tokenizer.
         max_steps: see `RolloutJob`.
         execute: steps executed of a chunk; None for the policy's own.
-        decoding: of a policy that predicts codes.
+        method: how a policy that predicts codes chooses them.
         history: see `PolicyJob`.
     """
 
@@ -187,7 +187,7 @@ class PolicyRun:
     ceiling_episodes: int = 0
     max_steps: int | None = None
     execute: int | None = None
-    decoding: DecodingConfig = field(default_factory=DecodingConfig)
+    method: Method = "auto"
     history: int | None = None
 
 
@@ -196,12 +196,19 @@ def predicts_codes(policy: str) -> bool:
     return policy not in POLICIES
 
 
-def check_policy(name: str, tokenizer: ChunkTokenizerConfig) -> None:
+def usual_method(policy: str) -> Method | None:
+    """How a policy of this name chooses its codes unless told otherwise; None where it has none."""
+    if not predicts_codes(policy):
+        return None
+    return "consensus" if policy in FITTED else "expected"
+
+
+def check_policy(name: str, tokenizer: ChunkTokenizerConfig, method: Method = "auto") -> None:
     """Whether there is such a policy and what it needs, before anything is trained.
 
     Raises:
         ConfigError: it is neither an estimator with codes nor a policy, a package that it needs is not installed, or it has no
-            networks to which options of the tokenizer would apply.
+            networks to which options of the tokenizer, or the expectation over codes, would apply.
     """
     if not predicts_codes(name):
         policy_class(name).import_extra()
@@ -215,6 +222,8 @@ def check_policy(name: str, tokenizer: ChunkTokenizerConfig) -> None:
         raise ConfigError(f"{error} Or a policy without tokenizer: {others}.") from error
     if name in FITTED:
         check_table_options(name, tokenizer)
+        if method == "expected":
+            raise ConfigError(f"codes of {name} have no embeddings to mix: leave it out of --policies, or take another --method")
 
 
 def horizon_of(name: str, tokenizer: ChunkTokenizerConfig) -> int:
@@ -240,27 +249,30 @@ def run_policy(folder: Path, run: PolicyRun, workers: int | None) -> JSON:
         job = TokenizerJob(run.policy, seed, learning, run.tokenizer)
         seconds["tokenizer"] = piece("tokenizer_piece", folder / "tokenizer", job, run.dataset, kind=TokenizerResult)["seconds"]
         tokenizer_made = fingerprint(folder / "tokenizer" / "model")
-    source = "" if run.codes == "sampled" else f"-{run.codes}"
-    place = f"policy{source}"
+    trained = ("" if run.codes == "sampled" else f"-{run.codes}") + (f"-h{run.history}" if run.history else "")
+    place = f"policy{trained}"
     to_train = PolicyJob(run.policy, seed, learning, run.codes, tokenizer_made, run.last is not None, run.history)
     policy = piece("policy_piece", folder / place, to_train, run.dataset, kind=PolicyResult)
     seconds["policy"] = policy["seconds"]
     execute = run.execute or policy["execute"]
-    executed = f"-e{run.execute}" if run.execute else ""
-    decoding = run.decoding if predicts_codes(run.policy) else DecodingConfig()
-    decoded = "" if decoding == DecodingConfig() else f"-{decoding.method}"
+    executed = "" if execute == policy["execute"] else f"-e{execute}"
+    usual = usual_method(run.policy)
+    method: Method = "auto" if usual in (None, run.method) else run.method
+    decoded = "" if method == "auto" else f"-{method}"
 
     def roll_out(name: str, model: str) -> JSON:
         made = fingerprint(folder / place / model)
-        job = RolloutJob(f"{place}/{model}", made, learning.env, run.episodes, run.max_steps, execute, decoding)
-        return piece("rollout_piece", folder / f"{name}{source}{decoded}{executed}-n{run.episodes}", job, str(workers))
+        job = RolloutJob(f"{place}/{model}", made, learning.env, run.episodes, run.max_steps, execute, method)
+        return piece("rollout_piece", folder / f"{name}{trained}{decoded}{executed}-n{run.episodes}", job, str(workers))
 
     result: JSON = {
         "policy": run.policy,
         "seed": seed,
         **{name: policy[name] for name in ("bits", "parameters", "horizon", "best_step")},
         "execute": execute,
-        "decoding": decoding.method if predicts_codes(run.policy) else None,
+        "method": usual if method == "auto" else method,
+        "history": run.history,
+        "model": str(folder / place / "model"),
         "seconds": seconds,
         "best": roll_out("best", "model"),
         "last": {

@@ -88,7 +88,7 @@ def run(config: Sweep) -> list[Line]:
         lines = lines_of(results, config.vary)
         everything = {"settings": to_json(config), "env": env, "lines": lines, "runs": results}
         save_results(out, [row(each) for each in results], everything)
-        page = write_sweep(out, lines, config.vary, dataset_name(config.dataset), env)
+        page = write_sweep(out, lines, results, config.vary, dataset_name(config.dataset), env)
     print(f"{out / 'results.csv'}, {out / 'results.json'} and {page}")
     return lines
 
@@ -96,7 +96,7 @@ def run(config: Sweep) -> list[Line]:
 def check(config: Sweep, demos: DemoSet) -> None:
     """Raises ConfigError or DataError for what cannot be run, before anything is."""
     for name in config.policies:
-        check_policy(name, config.tokenizer)
+        check_policy(name, config.tokenizer, config.method)
         if config.vary in ("vocabulary", "positions", "horizon") and not predicts_codes(name):
             raise ConfigError(f"{name} has no tokenizer whose {config.vary} could vary: leave it out of --policies")
     if config.all_values[0] < 1:
@@ -133,7 +133,7 @@ def plans(config: Sweep, dataset: str, learning: Learning, seed: int) -> Iterato
                 ceiling_episodes=config.ceiling_episodes,
                 max_steps=config.max_steps,
                 execute=value if config.vary == "execute" else None,
-                decoding=config.decoding,
+                method=config.method,
                 history=config.history,
             )
             # of what is executed alone, nothing has to be trained again
@@ -159,6 +159,6 @@ def row(result: JSON) -> JSON:
         **{name: result[name] for name in ("line", "value", "seed")},
         **{name: sum(best[name]) / len(best[name]) for name in ("success", "score")},
         "ceiling": sum(ceiling) / len(ceiling) if ceiling else None,
-        **{name: result[name] for name in ("bits", "horizon", "execute", "parameters", "best_step")},
+        **{name: result[name] for name in ("bits", "horizon", "execute", "method", "history", "parameters", "best_step")},
         **{f"seconds.{stage}": result["seconds"].get(stage) for stage in ("tokenizer", "policy")},
     }

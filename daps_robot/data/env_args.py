@@ -55,7 +55,7 @@ def nonsense(env_args: JSON) -> str | None:
     kwargs = _object(env_args.get("env_kwargs"))
     for name, value in (("control_freq", kwargs.get("control_freq")), ("fps", env_args.get("fps"))):
         if value is not None and not _is_rate(value):
-            return f"{name} is {_shown(value)}, not a positive number of steps a second"
+            return f"{name} is {_shown(value)}, not a number of steps a second between 0 and a million"
     for name in ("gymnasium_id", "env_name"):
         if not isinstance(env_args.get(name, ""), str | None):
             return f"{name} is {_shown(env_args[name])}, not a name"
@@ -94,7 +94,8 @@ def env_differences(env_args: JSON) -> list[str]:
 
 def rate_of(env_args: JSON) -> float | None:
     """Steps a second, where env_args says so (env_kwargs.control_freq of robosuite, else fps)."""
-    rate = _object(env_args.get("env_kwargs")).get("control_freq", env_args.get("fps"))
+    rate = _object(env_args.get("env_kwargs")).get("control_freq")
+    rate = env_args.get("fps") if rate is None else rate
     return float(rate) if _is_rate(rate) else None
 
 

@@ -31,6 +31,8 @@ from daps_robot.models.tokenizer import Tokenizer, TokenizerConfig
 from daps_robot.models.vision import Images, check_cameras_seen, picture_size
 from daps_robot.types import PlanRequest
 
+Method = Literal["auto", "expected", "greedy", "sample", "consensus", "beam"]
+
 
 @dataclass(frozen=True)
 class DecodingConfig:
@@ -50,7 +52,7 @@ class DecodingConfig:
             take less time; None predicts all.
     """
 
-    method: Literal["auto", "expected", "greedy", "sample", "consensus", "beam"] = "auto"
+    method: Method = "auto"
     temperature: float = 1.0
     samples: int = 16
     consensus_temperature: float = 0.7

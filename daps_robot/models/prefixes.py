@@ -43,12 +43,14 @@ def encodable(x: Float[Tensor, "b *x"], shape: tuple[int, ...]) -> Float[Tensor,
         raise ConfigError(f"this tokenizer encodes inputs of shape {shape}, not {tuple(x.shape[1:])}")
     if not x.is_floating_point():
         raise ConfigError(f"this tokenizer encodes floating point numbers in the data's units, not {x.dtype}")
-    x = x.float()
-    finite = x.isfinite()
+    single = x.float()
+    finite = single.isfinite()
     if not finite.all():
         place = [int(i) for i in (~finite).nonzero()[0]]
-        raise DataError(f"the input at {place} is {float(x[tuple(place)])}: leave such rows out, or correct them")
-    return x
+        raise DataError(
+            f"the input at {place} is {float(x[tuple(place)]):g}, no number of float32: leave such rows out, or correct them"
+        )
+    return single
 
 
 def check_codes(codes: Int[Tensor, "b k l"], size: CodeModelConfig, ordered: bool) -> None:

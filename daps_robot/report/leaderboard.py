@@ -9,7 +9,7 @@ from pathlib import Path
 from daps_robot.report import standing_plots as plots
 from daps_robot.report.comparison import STYLE
 from daps_robot.report.html import figure, grid, paragraph, section, short, write_document
-from daps_robot.report.standings import Figure, Standing, outcomes_of
+from daps_robot.report.standings import Figure, Standing, conditions, outcomes_of
 from daps_robot.report.style import CSS, PAGE, to_svg
 from daps_robot.rollout.across_seeds import Interval
 from daps_robot.types import JSON
@@ -26,7 +26,7 @@ def write_leaderboard(out: Path, places: Sequence[Standing], runs: Sequence[JSON
     title = f"{name}: {len(places)} policies"
     body = [
         f'<header><p class="name">daps_robot</p><h1>{escape(title)}</h1>',
-        paragraph(lead(places, runs, env), "lead"),
+        paragraph(f"{lead(places, runs, env)} {conditions(runs)}", "lead"),
         "</header><main>",
         *(section(each.capitalize(), outcome_plots(places, each), outcome_table(places, each)) for each in outcomes_of(runs)),
         section("Cost", cost_table(places), grid([latency_plot(places)], "pairs")),
@@ -135,7 +135,6 @@ def latency_plot(places: Sequence[Standing]) -> str:
 def words(places: Sequence[Standing], runs: Sequence[JSON]) -> str:
     """What the terms mean."""
     last = len(runs[0]["last"])
-    methods = {run["decoding"] for run in runs if run.get("decoding")}
     terms = {
         "best model": "The one with the lowest validation loss of its training: chosen without the simulator.",
         "last models": f"The mean over the models of the last {last} of 10 validations: what a training gives without choosing.",
@@ -147,7 +146,6 @@ def words(places: Sequence[Standing], runs: Sequence[JSON]) -> str:
         "tokenizer ceiling": "Success of the scripted expert whose plans go through the tokenizer: what a perfect policy over "
         "these codes could reach.",
         "decision": "One observation to one chunk, batch 1, one thread, policies timed in turns; median of three rounds.",
-        **({"decoding": f"How codes are chosen: {' and '.join(sorted(methods))} (evaluate.py --method)."} if methods else {}),
         "training": "Seconds of the training steps of tokenizer and policy, validations left out, mean over seeds.",
     }
     if not last:

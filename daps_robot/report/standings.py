@@ -97,6 +97,18 @@ def standings(runs: Sequence[JSON], reference: str, latency: dict[str, dict[str,
     ]
 
 
+def conditions(runs: Sequence[JSON]) -> str:
+    """In words, how codes were chosen, and what all policies saw where the study said that."""
+    chosen: dict[str, dict[str, None]] = {}
+    for run in runs:
+        if run["method"] is not None:
+            chosen.setdefault(run["method"], {})[run["policy"]] = None
+    parts = [f"{method} ({', '.join(policies)})" for method, policies in chosen.items()]
+    text = f"Codes are chosen by {' and '.join(parts)}. " if parts else ""
+    n = runs[0]["history"]
+    return text + ("" if n is None else f"Every policy sees {n} observation{'s' if n > 1 else ''}.")
+
+
 def models_of(runs: Sequence[JSON]) -> tuple[Models, ...]:
     """Which models were rolled out."""
     return ("best", "last") if all(run["last"] for run in runs) else ("best",)

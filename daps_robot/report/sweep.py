@@ -15,7 +15,7 @@ from daps_robot.report.comparison import STYLE, look
 from daps_robot.report.html import figure, grid, paragraph, section, write_document
 from daps_robot.report.leaderboard import difference, rate
 from daps_robot.report.plots import ROUND, tick
-from daps_robot.report.standings import Outcome, ceiling, outcomes, outcomes_of
+from daps_robot.report.standings import Outcome, ceiling, conditions, outcomes, outcomes_of
 from daps_robot.report.style import CSS, PAGE, panel, to_svg
 from daps_robot.rollout.across_seeds import Interval, mean_over_seeds, paired_difference
 from daps_robot.types import JSON
@@ -78,8 +78,8 @@ def lines_of(runs: Sequence[JSON], vary: Factor) -> list[Line]:
     return [Line(label, tuple(point(label, value) for value in values)) for label in labels]
 
 
-def write_sweep(out: Path, lines: Sequence[Line], vary: Factor, name: str, env: str) -> Path:
-    """Write <out>/index.html.
+def write_sweep(out: Path, lines: Sequence[Line], runs: Sequence[JSON], vary: Factor, name: str, env: str) -> Path:
+    """Write <out>/index.html from the lines and the runs that they are of.
 
     Raises:
         RunDirectoryError: it cannot be written.
@@ -89,7 +89,8 @@ def write_sweep(out: Path, lines: Sequence[Line], vary: Factor, name: str, env: 
     shown = [plot(lines, measure, AXES[vary]) for measure in measures]
     text = (
         f"Best model by validation, rolled out in {escape(env)} from the same start states everywhere. Bands are 95% intervals "
-        "over training seeds and start states. Dashed: the tokenizer ceiling, the scripted expert driving through the codes."
+        "over training seeds and start states. Dashed: the tokenizer ceiling, the scripted expert driving through the codes. "
+        + conditions(runs)
     )
     body = [
         f'<header><p class="name">daps_robot</p><h1>{escape(title)}</h1>',

@@ -77,7 +77,7 @@ def test_what_holds_no_number_is_refused_and_float64_is_taken():
     for value in (math.nan, math.inf, 1e300):
         spoilt = x.double()
         spoilt[1, 7, 2] = value
-        with pytest.raises(DataError, match=r"\[1, 7, 2\] is (nan|inf)"):
+        with pytest.raises(DataError, match=r"\[1, 7, 2\] is (nan|inf|1e\+300), no number of float32"):
             tokenizer.encode(spoilt)
 
 

@@ -32,6 +32,8 @@ def made_run(policy, seed, graded=False, last=2, ceiling=True):
         "parameters": 1000,
         "horizon": 16,
         "execute": 4,
+        "method": {"diffusion": None, "bins": "consensus"}.get(policy, "expected"),
+        "history": 2,
         "seconds": {"policy": 60.0, **({"tokenizer": 120.0} if of_codes else {})},
         "best": played(rate, seed, graded),
         "last": {str(step): played(rate - 0.1 * step, 10 * seed + step, graded) for step in range(last)},
@@ -146,12 +148,13 @@ def test_lines_of_a_sweep_and_their_page(tmp_path):
     assert [point.x for point in lines[0].points] == [16, 32, 48] and [point.value for point in lines[0].points] == [4, 16, 64]
     assert lines[0].points[0].differences == {} and lines[1].points[2].differences["success"].mean < 0
     assert lines[0].points[2].means["success"].mean > lines[0].points[0].means["success"].mean
-    text = write_sweep(tmp_path, lines, "vocabulary", "can", "daps_robot/Can-v0").read_text()
+    text = write_sweep(tmp_path, lines, made_runs(), "vocabulary", "can", "daps_robot/Can-v0").read_text()
+    assert "Codes are chosen by consensus (bins) and expected (daps, fsq). Every policy sees 2 observations." in text
     assert "can: success against bits per chunk" in text and text.count("<svg") == 1
     assert re.findall(r"<tr><th>(\d+)</th><td>(\d+)</td>", text) == [("4", "16"), ("16", "32"), ("64", "48")]
     assert text.count("<th>ceiling</th>") == 2 and "difference to daps" in text
     assert [point.x for point in swept("demonstrations")[0].points] == [4, 16, 64]
     scored = swept("vocabulary", graded=True)
     assert scored[1].points[2].differences.keys() == {"success", "score"}
-    text = write_sweep(tmp_path, scored, "vocabulary", "pusht", "daps_robot/PushT-v0").read_text()
+    text = write_sweep(tmp_path, scored, made_runs(), "vocabulary", "pusht", "daps_robot/PushT-v0").read_text()
     assert "pusht: score against bits per chunk" in text and text.count("difference to daps") == 2

@@ -189,9 +189,7 @@ def test_all_are_timed_again_where_one_has_changed(ranked, started):
 
 def test_a_decoding_and_executed_steps_need_no_training(ranked, started, monkeypatch):
     monkeypatch.setattr("daps_robot.commands.policy_pieces.LATENCY_CALLS", 3)
-    config = Leaderboard(
-        **{**vars(BOARD), "seeds": 1, "last": 0, "execute": 16, "decoding": DecodingConfig("consensus", samples=3)}
-    )
+    config = Leaderboard(**{**vars(BOARD), "seeds": 1, "last": 0, "execute": 16, "method": "consensus"})
     rank(config)
     assert started.pieces == [
         *(f"fsq-0/{piece}" for piece in ("best-consensus-e8-n6", "ceiling-e8-n2")),  # of its 8 steps all
@@ -201,14 +199,16 @@ def test_a_decoding_and_executed_steps_need_no_training(ranked, started, monkeyp
     played, job = (
         {**json.loads((place / "fsq-0" / "best-consensus-e8-n6" / name).read_text())} for name in ("result.json", "job.json")
     )
-    assert job["execute"] == 8 and job["decoding"]["samples"] == 3
-    policy = load_policy(place / "fsq-0" / "policy" / "model").with_decoding(config.decoding)
+    assert job["execute"] == 8 and job["method"] == "consensus"
+    policy = load_policy(place / "fsq-0" / "policy" / "model").with_decoding(DecodingConfig("consensus"))
     again = evaluate(
         "test/Point-v0", policy, first_seed=EVAL_SEED_START, episodes=6, max_steps=24, execute=8, slots=25, workers=1
     )
     assert played["score"] == [record.score for record in again.records]
     assert played["length"] == [record.length for record in again.records]
-    assert "consensus" in (place / "index.html").read_text()
+    assert "Codes are chosen by consensus (fsq)." in (place / "index.html").read_text()
+    with (place / "results.csv").open() as file:
+        assert [row["method"] for row in csv.DictReader(file)] == ["consensus", ""]
     started.pieces.clear()
     rank(config)
     assert started.pieces == []
@@ -231,6 +231,7 @@ def test_a_data_set_that_changes_meanwhile_is_refused(place, tmp_path):
         ({"policies": ()}, "--policies"),
         ({"execute": 0}, "--execute 0"),
         ({"history": 0}, "--history 0"),
+        ({"policies": ("fast",), "method": "expected", "tokenizer": ChunkTokenizerConfig()}, "codes of fast have no embeddings"),
         ({"last": 11}, "10 validations"),
         ({"budget": 0.0}, "--budget"),
         ({"dataset": "absent.hdf5"}, "absent"),
@@ -282,14 +283,6 @@ def test_demonstrations_against_code_sources(place, started, capsys):
     assert len((out / "results.csv").read_text().splitlines()) == 5
 
 
-def test_a_study_says_what_its_policies_see_and_how_codes_are_chosen(place, started):
-    seen = {"history": 3, "decoding": DecodingConfig("greedy"), "tokenizer": SIZE, "name": "seen", "seeds": 1}
-    sweep(Sweep(**COMMON, **seen, vary="execute", values=(2,), policies=("fsq", "regression")))
-    assert started.pieces[2] == "fsq-0/best-greedy-e2-n6" and started.pieces[-1] == "regression-0/best-e2-n6"
-    for policy in ("fsq", "regression"):
-        assert load_policy(place / "runs" / "sweep" / "seen" / f"{policy}-0" / "policy" / "model").history == 3
-
-
 def test_executed_steps_need_one_training(place, started):
     swept = Sweep(**COMMON, vary="execute", values=(2, 8), policies=("regression",), seeds=1)
     lines = sweep(swept)
@@ -298,6 +291,21 @@ def test_executed_steps_need_one_training(place, started):
     started.pieces.clear()
     sweep(swept)
     assert started.pieces == []
+
+
+def test_what_policies_see_and_how_codes_are_chosen_needs_no_other_tokenizer(place, started):
+    swept = {**COMMON, "tokenizer": SIZE, "name": "seen", "seeds": 1, "vary": "execute", "policies": ("fsq", "regression")}
+    sweep(Sweep(**swept, values=(4,)))
+    assert "fsq-0/tokenizer" in started.pieces and "fsq-0/best-n6" in started.pieces  # 4 is what it executes anyway
+    started.pieces.clear()
+    sweep(Sweep(**swept, values=(2,), history=3, method="greedy"))
+    assert started.pieces == [
+        *(f"fsq-0/{piece}" for piece in ("policy-h3", "best-h3-greedy-e2-n6", "ceiling-e2-n2")),
+        *(f"regression-0/{piece}" for piece in ("policy-h3", "best-h3-e2-n6")),
+    ]
+    out = place / "runs" / "sweep" / "seen"
+    assert [load_policy(out / f"{policy}-0" / "policy-h3" / "model").history for policy in ("fsq", "regression")] == [3, 3]
+    assert "Codes are chosen by greedy (fsq). Every policy sees 3 observations." in (out / "index.html").read_text()
 
 
 @pytest.mark.parametrize(
