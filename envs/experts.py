@@ -38,6 +38,7 @@ class CanExpert(Expert):
     _walls_x = (-0.1, 0.3)
     _walls_y = (-0.5, 0.0, 0.03, 0.28, 0.53)  # beside them the fingers close along x
     _held_opening = 0.056  # the can is 50 mm wide
+    _let_go_opening = 0.058  # and away: an expert that waits over it for fingers to open teaches to wait
     _tall = 0.01
     _wide, _top, _steep = 0.07, 0.14, 6.0  # taller than wide: fingers that come in aslant land on its rim
     _miss_above = 0.07
