@@ -31,24 +31,36 @@ _HOPELESS_AFTER, _HOPELESS_RATE = 40, 0.05
 
 @dataclass(frozen=True)
 class Manner:
-    """How the experts of a collection act: arguments of `make_expert`."""
+    """How the experts of a collection act.
+
+    Attributes:
+        noise, nudges, style: arguments of `make_expert`.
+        strays: chance that an episode begins after the hand was led astray (see `record_episode`).
+    """
 
     noise: float
     nudges: float
     style: str
+    strays: float
+
+    def record(self, env: RobosuiteEnv, seed: int) -> Episode | None:
+        """One attempt from a start seed."""
+        expert = env.make_expert(noise=self.noise, seed=seed, nudges=self.nudges, style=self.style)
+        return record_episode(env, expert, seed, self.strays)
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task as collection knows it: its environment, and the noise and nudges that its demonstrations bear by default."""
+    """A task as collection knows it: its environment, and what its demonstrations bear by default (see `Manner`)."""
 
     env: type[RobosuiteEnv]
     noise: float
     nudges: float = 0.03
+    strays: float = 0.5
 
 
 TASKS = {
-    "lift": Task(LiftEnv, noise=0.1),
+    "lift": Task(LiftEnv, noise=0.1, strays=0.0),
     "can": Task(CanEnv, noise=0.1),
     "square": Task(SquareEnv, noise=0.05),
 }
@@ -80,6 +92,7 @@ def collect_demos(
     style: str = "plain",
     noise: float | None = None,
     nudges: float | None = None,
+    strays: float | None = None,
     seed: int = 0,
     workers: int | None = None,
     valid_fraction: float = 0.1,
@@ -97,6 +110,8 @@ def collect_demos(
         style: of the expert, plain or human (see `envs.styles`).
         noise: standard deviation of the Gaussian noise on the arm's actions; None takes the task's own.
         nudges: chance that a step begins a nudge (see `envs.expert.Expert`); None takes the task's own.
+        strays: chance that a demonstration begins after the hand was led astray (see `envs.episodes.record_episode`); None takes
+            the task's own.
         seed: of the collection, 0 to 999.
         workers: processes; None takes one per processor.
         valid_fraction: of the demonstrations are put in mask/valid, the others in mask/train.
@@ -109,8 +124,13 @@ def collect_demos(
         KeyboardInterrupt: when interrupted; what was collected is kept for the next call.
     """
     started = time.monotonic()
-    chosen = _check(task, demos, style, noise, nudges, seed, workers, valid_fraction)
-    manner = Manner(chosen.noise if noise is None else noise, chosen.nudges if nudges is None else nudges, style)
+    chosen = _check(task, demos, style, noise, nudges, strays, seed, workers, valid_fraction)
+    manner = Manner(
+        noise=chosen.noise if noise is None else noise,
+        nudges=chosen.nudges if nudges is None else nudges,
+        style=style,
+        strays=chosen.strays if strays is None else strays,
+    )
     out = Path("data", f"{task}.hdf5" if style == "plain" else f"{task}-{style}.hdf5") if out is None else Path(out)
     if out.exists() and not overwrite:
         raise DataError(f"{out} exists: choose another --out, or pass --overwrite to replace it.")
@@ -230,12 +250,12 @@ def _start_worker(make_env: type[RobosuiteEnv], manner: Manner) -> None:
 
 def _work(start_seed: int) -> Episode | None:
     env, manner = _worker
-    return record_episode(env, env.make_expert(seed=start_seed, **asdict(manner)), start_seed)
+    return manner.record(env, start_seed)
 
 
 def _at_once(env: RobosuiteEnv, manner: Manner, start_seed: int) -> Future[Episode | None]:
     future: Future[Episode | None] = Future()
-    future.set_result(record_episode(env, env.make_expert(seed=start_seed, **asdict(manner)), start_seed))
+    future.set_result(manner.record(env, start_seed))
     return future
 
 
@@ -245,6 +265,7 @@ def _check(
     style: str,
     noise: float | None,
     nudges: float | None,
+    strays: float | None,
     seed: int,
     workers: int | None,
     valid_fraction: float,
@@ -261,6 +282,8 @@ def _check(
         raise ConfigError(f"noise must be from 0 to 1 (action units), not {noise}.")
     if nudges is not None and not 0.0 <= nudges <= 1.0:
         raise ConfigError(f"nudges must be a chance from 0 to 1 a step, not {nudges}.")
+    if strays is not None and not 0.0 <= strays <= 1.0:
+        raise ConfigError(f"strays must be a chance from 0 to 1 a demonstration, not {strays}.")
     if not 0 <= seed <= _MAX_COLLECTION_SEED:
         raise ConfigError(f"seed must be from 0 to {_MAX_COLLECTION_SEED}, not {seed}: seeds above are for evaluation.")
     worker_count(workers, demos)

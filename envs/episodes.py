@@ -7,28 +7,36 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from daps_robot.data.demo_writer import Episode
+from daps_robot.envs.expert import CLOSED, OPEN, Expert
 from daps_robot.envs.registration import MAX_EPISODE_STEPS
 
 if TYPE_CHECKING:
-    from daps_robot.envs.expert import Expert
-    from daps_robot.envs.tasks import RobosuiteEnv
+    from daps_robot.envs.tasks import Observation, RobosuiteEnv
 
 HOLD_STEPS = 5
 """Control steps recorded after the first success (a quarter of a second), so that a policy sees how success is kept."""
+STRAY_WITHIN = 80
+"""Control steps from the start within which a hand is led astray."""
+STRAY_STEPS = (3, 16)
+"""Control steps for which it is, from and to."""
 
 
-def record_episode(env: RobosuiteEnv, expert: Expert, seed: int) -> Episode | None:
-    """Lets an expert act from a seeded start until `HOLD_STEPS` after success.
+def record_episode(env: RobosuiteEnv, expert: Expert, seed: int, strays: float = 0.0) -> Episode | None:
+    """Lets an expert act until `HOLD_STEPS` after success, from a seeded start or from where the hand was led astray.
 
     Args:
         env: the bare environment (`env.unwrapped`).
         expert: fresh, with its own noise.
-        seed: of the start state.
+        seed: of the start state, and of whether and how the hand is led astray.
+        strays: chance that the record begins after that (see `_lead_astray`).
 
     Returns:
         The episode, or None where the task was not solved within `MAX_EPISODE_STEPS`, or not any more at the end.
     """
     observation, info = env.reset(seed=seed)
+    rng = np.random.default_rng((seed, 3))  # not the streams of the start state and of the expert
+    if rng.random() < strays:
+        observation = _lead_astray(env, expert, observation, rng)
     seen, states, actions, solved = [observation], [], [], []
     while len(actions) < MAX_EPISODE_STEPS and sum(solved) <= HOLD_STEPS:
         action = expert.act(observation)
@@ -50,3 +58,23 @@ def record_episode(env: RobosuiteEnv, expert: Expert, seed: int) -> Episode | No
         seed=seed,
         model_file=env.model_xml,
     )
+
+
+def _lead_astray(env: RobosuiteEnv, expert: Expert, observation: Observation, rng: np.random.Generator) -> Observation:
+    """Takes the hand from its work to somewhere else, unrecorded, so that what is recorded shows nothing but the way back.
+
+    The expert acts for a while, then the hand moves and turns in random directions and the fingers open or close at random: a
+    policy's own errors, which an expert never makes, a hand that tilts more and more and empty closed fingers beside the object
+    among them. Recorded, they would be taught; disturbances of which the record holds the correction alone are the idea of DART
+    (Laskey et al. 2017, arXiv:1703.09327). The state is then started from afresh (`reset`), so that the record can be replayed
+    from its first state.
+    """
+    seed = env.start_seed
+    for _ in range(rng.integers(STRAY_WITHIN)):
+        observation = env.step(expert.act(observation))[0]
+    move, turn = (direction / np.linalg.norm(direction) for direction in rng.normal(size=(2, 3)))
+    stray = np.array([*(rng.uniform(0.3, 1.0) * move), *(rng.uniform(0.0, 0.2) * turn), rng.choice((OPEN, CLOSED))])
+    for _ in range(rng.integers(*STRAY_STEPS)):
+        env.step(env.from_relative(stray))
+    observation, info = env.reset(options={"state": env.flat_state()})
+    return env.reset(seed=seed)[0] if info["success"] else observation  # where the expert was done before: from the beginning

@@ -28,6 +28,9 @@ class Arguments:
     """Standard deviation of the noise on the arm's actions, in action units (the task's own by default)."""
     nudges: float | None = None
     """Chance that a step begins a nudge: six steps of a constant push (the task's own by default)."""
+    strays: float | None = None
+    """Chance that a demonstration begins after the hand was led astray, unrecorded, and shows the way back (the task's own by
+    default)."""
     seed: int = 0
     """Seed of the collection, 0 to 999."""
     workers: int | None = None

@@ -65,6 +65,25 @@ def test_a_demonstration_replays_from_its_first_state(reference, make_env):
     assert info["success"]
 
 
+def test_led_astray_the_record_holds_the_way_back_alone_and_can_be_replayed(tmp_path, make_env):
+    """Lift, the shortest: where the expert was done before the hand was led astray, the record begins at the beginning."""
+    report = collect_demos("lift", tmp_path / "lift.hdf5", demos=6, workers=1, seed=4, strays=1.0)
+    env = make_env("daps_robot/Lift-v0")
+    astray = 0
+    for demo in read_demos(report.path).demos:
+        env.reset(seed=demo.seed)
+        astray += not np.array_equal(demo.states[0], env.flat_state())
+        observation, info = env.reset(options={"state": demo.states[0]})
+        assert not info["success"]
+        for t, (state, action) in enumerate(zip(demo.states, demo.actions, strict=True)):
+            assert np.array_equal(state, env.flat_state())
+            for key, values in demo.obs.items():
+                assert np.array_equal(values[t], observation[key])
+            observation, *_, info = env.step(action)
+        assert info["success"]
+    assert astray >= 3
+
+
 def test_two_workers_write_the_same_bytes(reference, tmp_path):
     collect_demos("lift", tmp_path / "lift.hdf5", demos=6, workers=2, seed=4)
     assert digest(tmp_path / "lift.hdf5") == digest(reference)
@@ -99,7 +118,7 @@ def test_a_failed_attempt_is_skipped_and_counted(tmp_path, monkeypatch):
     from daps_robot.envs import collect
 
     record = collect.record_episode
-    monkeypatch.setattr(collect, "record_episode", lambda env, expert, seed: None if seed == 1 else record(env, expert, seed))
+    monkeypatch.setattr(collect, "record_episode", lambda *call: None if call[2] == 1 else record(*call))
     report = collect_demos("lift", tmp_path / "lift.hdf5", demos=2, workers=1)
     assert report.failed == 1
     assert [demo.seed for demo in read_demos(report.path).demos] == [0, 2]
@@ -136,6 +155,7 @@ def test_killed_at_any_time_it_leaves_no_half_file_and_goes_on(reference, tmp_pa
         ({"task": "lfit"}, "Did you mean lift"),
         ({"demos": 0}, "demos"),
         ({"noise": -0.1}, "noise"),
+        ({"strays": 1.5}, "strays"),
         ({"style": "humane"}, "plain, human"),
         ({"seed": 1000}, "seed"),
         ({"workers": -1}, "workers"),
@@ -161,7 +181,8 @@ def test_the_file_says_how_it_was_collected(reference):
     with h5py.File(reference) as file:
         collection = json.loads(file["data"].attrs["collection"])
     assert (
-        collection.items() >= {"env_id": "daps_robot/Lift-v0", "style": "plain", "noise": 0.1, "nudges": 0.03, "seed": 4}.items()
+        collection.items()
+        >= {"env_id": "daps_robot/Lift-v0", "style": "plain", "noise": 0.1, "nudges": 0.03, "strays": 0.0, "seed": 4}.items()
     )
 
 
