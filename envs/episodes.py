@@ -63,17 +63,18 @@ def record_episode(env: RobosuiteEnv, expert: Expert, seed: int, strays: float =
 def _lead_astray(env: RobosuiteEnv, expert: Expert, observation: Observation, rng: np.random.Generator) -> Observation:
     """Takes the hand from its work to somewhere else, unrecorded, so that what is recorded shows nothing but the way back.
 
-    The expert acts for a while, then the hand moves and turns in random directions and the fingers open or close at random: a
-    policy's own errors, which an expert never makes, a hand that tilts more and more and empty closed fingers beside the object
-    among them. Recorded, they would be taught; disturbances of which the record holds the correction alone are the idea of DART
-    (Laskey et al. 2017, arXiv:1703.09327). The state is then started from afresh (`reset`), so that the record can be replayed
-    from its first state.
+    The expert acts for a while, then the hand moves straight in a random direction and the fingers open or close at random: a
+    policy's own errors, which an expert never makes, empty closed fingers beside the object among them. Recorded, they would be
+    taught; disturbances of which the record holds the correction alone are the idea of DART (Laskey et al. 2017,
+    arXiv:1703.09327). The state is then started from afresh (`reset`), so that the record can be replayed from its first state.
+    The hand is not turned: codes that hold little of rotations do not bring it back, and policies became worse (docs/tasks.md).
     """
     seed = env.start_seed
     for _ in range(rng.integers(STRAY_WITHIN)):
         observation = env.step(expert.act(observation))[0]
-    move, turn = (direction / np.linalg.norm(direction) for direction in rng.normal(size=(2, 3)))
-    stray = np.array([*(rng.uniform(0.3, 1.0) * move), *(rng.uniform(0.0, 0.2) * turn), rng.choice((OPEN, CLOSED))])
+    direction = rng.normal(size=3)
+    push = rng.uniform(0.3, 1.0) * direction / np.linalg.norm(direction)
+    stray = np.array([*push, 0.0, 0.0, 0.0, rng.choice((OPEN, CLOSED))])
     for _ in range(rng.integers(*STRAY_STEPS)):
         env.step(env.from_relative(stray))
     observation, info = env.reset(options={"state": env.flat_state()})
