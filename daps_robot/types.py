@@ -40,7 +40,8 @@ class Demo:
         actions: (t a) float32.
         obs: observation key -> (t o_key) float32; row i is what was seen before action i.
         states: (t s) float64 flattened MuJoCo states (time, qpos, qvel) before each action, or None where the file has none.
-        seed: the seed that the environment was reset with, or None where it is not known.
+        seed: the seed that the environment was reset with, or None where it is not known. A demonstration may begin later in
+            that episode: what it starts from is states[0].
         images: camera -> (t height width 3) what it saw before each action, in RGB, of the cameras that were asked for.
     """
 

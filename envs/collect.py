@@ -111,7 +111,7 @@ def collect_demos(
         noise: standard deviation of the Gaussian noise on the arm's actions; None takes the task's own.
         nudges: chance that a step begins a nudge (see `envs.expert.Expert`); None takes the task's own.
         strays: chance that a demonstration begins after the hand was led astray (see `envs.episodes.record_episode`); None takes
-            the task's own.
+            the task's own, and 0 for another style than plain.
         seed: of the collection, 0 to 999.
         workers: processes; None takes one per processor.
         valid_fraction: of the demonstrations are put in mask/valid, the others in mask/train.
@@ -129,7 +129,7 @@ def collect_demos(
         noise=chosen.noise if noise is None else noise,
         nudges=chosen.nudges if nudges is None else nudges,
         style=style,
-        strays=chosen.strays if strays is None else strays,
+        strays=(chosen.strays if style == "plain" else 0.0) if strays is None else strays,
     )
     out = Path("data", f"{task}.hdf5" if style == "plain" else f"{task}-{style}.hdf5") if out is None else Path(out)
     if out.exists() and not overwrite:

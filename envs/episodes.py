@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,7 +18,9 @@ HOLD_STEPS = 5
 STRAY_WITHIN = 80
 """Control steps from the start within which a hand is led astray."""
 STRAY_STEPS = (3, 16)
-"""Control steps for which it is, from and to."""
+"""Control steps for which it is, from and to (exclusive)."""
+SHORTEST = 32
+"""Control steps of a record that begins after that; shorter ones are left out, for chunks must fit into demonstrations."""
 
 
 def record_episode(env: RobosuiteEnv, expert: Expert, seed: int, strays: float = 0.0) -> Episode | None:
@@ -26,17 +28,20 @@ def record_episode(env: RobosuiteEnv, expert: Expert, seed: int, strays: float =
 
     Args:
         env: the bare environment (`env.unwrapped`).
-        expert: fresh, with its own noise.
+        expert: fresh, with its own noise (some of which has been drawn where the record begins later).
         seed: of the start state, and of whether and how the hand is led astray.
         strays: chance that the record begins after that (see `_lead_astray`).
 
     Returns:
-        The episode, or None where the task was not solved within `MAX_EPISODE_STEPS`, or not any more at the end.
+        The episode, or None where the task was not solved within `MAX_EPISODE_STEPS`, or not any more at the end, or where too
+        little was left to record (`SHORTEST`).
     """
     observation, info = env.reset(seed=seed)
     rng = np.random.default_rng((seed, 3))  # not the streams of the start state and of the expert
-    if rng.random() < strays:
-        observation = _lead_astray(env, expert, observation, rng)
+    if astray := rng.random() < strays:
+        observation, info = _lead_astray(env, expert, observation, rng)
+        if info["success"]:  # the expert was done before
+            astray, (observation, info) = False, env.reset(seed=seed)
     seen, states, actions, solved = [observation], [], [], []
     while len(actions) < MAX_EPISODE_STEPS and sum(solved) <= HOLD_STEPS:
         action = expert.act(observation)
@@ -45,7 +50,7 @@ def record_episode(env: RobosuiteEnv, expert: Expert, seed: int, strays: float =
         seen.append(observation)
         actions.append(action)
         solved.append(info["success"])
-    if sum(solved) <= HOLD_STEPS or not solved[-1]:
+    if sum(solved) <= HOLD_STEPS or not solved[-1] or (astray and len(actions) < SHORTEST):
         return None
     dones = np.array(solved)
     dones[-1] = True
@@ -60,16 +65,21 @@ def record_episode(env: RobosuiteEnv, expert: Expert, seed: int, strays: float =
     )
 
 
-def _lead_astray(env: RobosuiteEnv, expert: Expert, observation: Observation, rng: np.random.Generator) -> Observation:
+def _lead_astray(
+    env: RobosuiteEnv, expert: Expert, observation: Observation, rng: np.random.Generator
+) -> tuple[Observation, dict[str, Any]]:
     """Takes the hand from its work to somewhere else, unrecorded, so that what is recorded shows nothing but the way back.
 
     The expert acts for a while, then the hand moves straight in a random direction and the fingers open or close at random: a
-    policy's own errors, which an expert never makes, empty closed fingers beside the object among them. Recorded, they would be
-    taught; disturbances of which the record holds the correction alone are the idea of DART (Laskey et al. 2017,
-    arXiv:1703.09327). The state is then started from afresh (`reset`), so that the record can be replayed from its first state.
-    The hand is not turned: codes that hold little of rotations do not bring it back, and policies became worse (docs/tasks.md).
+    policy's own errors, which an expert never makes. Recorded, they would be taught; disturbances of which the record holds the
+    correction alone are the idea of DART (Laskey et al. 2017, arXiv:1703.09327). The state is then started from afresh
+    (`reset`), so that the record can be replayed from its first state: with a fresh controller, whose open fingers come
+    together by some 2 cm for a moment. The hand is not turned: codes that hold little of rotations hardly bring it back
+    (docs/tasks.md).
+
+    Returns:
+        What is seen there, and `info`.
     """
-    seed = env.start_seed
     for _ in range(rng.integers(STRAY_WITHIN)):
         observation = env.step(expert.act(observation))[0]
     direction = rng.normal(size=3)
@@ -77,5 +87,4 @@ def _lead_astray(env: RobosuiteEnv, expert: Expert, observation: Observation, rn
     stray = np.array([*push, 0.0, 0.0, 0.0, rng.choice((OPEN, CLOSED))])
     for _ in range(rng.integers(*STRAY_STEPS)):
         env.step(env.from_relative(stray))
-    observation, info = env.reset(options={"state": env.flat_state()})
-    return env.reset(seed=seed)[0] if info["success"] else observation  # where the expert was done before: from the beginning
+    return env.reset(options={"state": env.flat_state()})

@@ -29,8 +29,8 @@ class Arguments:
     nudges: float | None = None
     """Chance that a step begins a nudge: six steps of a constant push (the task's own by default)."""
     strays: float | None = None
-    """Chance that a demonstration begins after the hand was led astray, unrecorded, and shows the way back (the task's own by
-    default)."""
+    """Chance that a demonstration begins after the hand was led astray, unrecorded, and shows the way back (by default
+    the task's own, and 0 for another style than plain)."""
     seed: int = 0
     """Seed of the collection, 0 to 999."""
     workers: int | None = None

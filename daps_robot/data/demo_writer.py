@@ -42,7 +42,7 @@ class Episode:
         observations: key -> (t+1 o_key); row i was seen before action i, the last row after the last action.
         states: (t s) flattened MuJoCo states before each action.
         rewards, dones: (t) after each action.
-        seed: that the environment was reset with.
+        seed: that the environment was reset with; the record may begin later in that episode (states[0, 0] is the time).
         model_file: the MuJoCo model, as XML.
     """
 

@@ -17,7 +17,7 @@ import pytest
 from daps_robot.data.catalog import DATASETS
 from daps_robot.data.demos import EVAL_SEED_START, read_demos
 from daps_robot.envs.collect import SEEDS_PER_COLLECTION, TASKS, collect_demos
-from daps_robot.envs.episodes import HOLD_STEPS
+from daps_robot.envs.episodes import HOLD_STEPS, SHORTEST
 from daps_robot.errors import ConfigError, DataError, SimulationError
 
 pytest.importorskip("robosuite", reason="robosuite (the extra 'sim') is not installed")
@@ -68,6 +68,8 @@ def test_a_demonstration_replays_from_its_first_state(reference, make_env):
 def test_led_astray_the_record_holds_the_way_back_alone_and_can_be_replayed(tmp_path, make_env):
     """Lift, the shortest: where the expert was done before the hand was led astray, the record begins at the beginning."""
     report = collect_demos("lift", tmp_path / "lift.hdf5", demos=6, workers=1, seed=4, strays=1.0)
+    again = collect_demos("lift", tmp_path / "again.hdf5", demos=6, workers=2, seed=4, strays=1.0)
+    assert digest(again.path) == digest(report.path)
     env = make_env("daps_robot/Lift-v0")
     astray = 0
     for demo in read_demos(report.path).demos:
@@ -75,6 +77,7 @@ def test_led_astray_the_record_holds_the_way_back_alone_and_can_be_replayed(tmp_
         astray += not np.array_equal(demo.states[0], env.flat_state())
         observation, info = env.reset(options={"state": demo.states[0]})
         assert not info["success"]
+        assert len(demo) >= SHORTEST
         for t, (state, action) in enumerate(zip(demo.states, demo.actions, strict=True)):
             assert np.array_equal(state, env.flat_state())
             for key, values in demo.obs.items():
@@ -118,7 +121,7 @@ def test_a_failed_attempt_is_skipped_and_counted(tmp_path, monkeypatch):
     from daps_robot.envs import collect
 
     record = collect.record_episode
-    monkeypatch.setattr(collect, "record_episode", lambda *call: None if call[2] == 1 else record(*call))
+    monkeypatch.setattr(collect, "record_episode", lambda *args: None if args[2] == 1 else record(*args))  # the seed
     report = collect_demos("lift", tmp_path / "lift.hdf5", demos=2, workers=1)
     assert report.failed == 1
     assert [demo.seed for demo in read_demos(report.path).demos] == [0, 2]
