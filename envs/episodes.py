@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 
 HOLD_STEPS = 5
 """Control steps recorded after the first success (a quarter of a second), so that a policy sees how success is kept."""
-STRAY_WITHIN = 80
-"""Control steps from the start within which a hand is led astray."""
+STRAY_WITHIN, MISLED_WITHIN = 80, 120
+"""Control steps from the start within which a hand is led astray, and at most for which its expert is misled."""
+MISLED_BY, MISLED_TURN = 0.025, 0.5
+"""Metres and radians, at most, by which an expert is mistaken about the object's place and yaw."""
 STRAY_STEPS = (3, 16)
 """Control steps for which it is, from and to (exclusive)."""
 SHORTEST = 32
@@ -80,6 +82,25 @@ def _lead_astray(
     Returns:
         What is seen there, and `info`.
     """
+    if rng.random() < 0.5:
+        _mislead(env, expert, observation, rng)
+    else:
+        _push_away(env, expert, observation, rng)
+    return env.reset(options={"state": env.flat_state()})
+
+
+def _mislead(env: RobosuiteEnv, expert: Expert, observation: Observation, rng: np.random.Generator) -> None:
+    """The expert acts for a while, mistaken about where the object is: fingers that close beside it, jam, or place it badly."""
+    direction = rng.uniform(-np.pi, np.pi)
+    shift = MISLED_BY * np.sqrt(rng.random()) * np.array([np.cos(direction), np.sin(direction), 0.0])
+    expert.mislead(shift, rng.uniform(-MISLED_TURN, MISLED_TURN))
+    for _ in range(rng.integers(MISLED_WITHIN)):
+        observation = env.step(expert.act(observation))[0]
+    expert.mislead(np.zeros(3), 0.0)
+
+
+def _push_away(env: RobosuiteEnv, expert: Expert, observation: Observation, rng: np.random.Generator) -> None:
+    """The expert acts for a while, then the hand moves straight in a random direction and its fingers open or close at random."""
     for _ in range(rng.integers(STRAY_WITHIN)):
         observation = env.step(expert.act(observation))[0]
     direction = rng.normal(size=3)
@@ -87,4 +108,3 @@ def _lead_astray(
     stray = np.array([*push, 0.0, 0.0, 0.0, rng.choice((OPEN, CLOSED))])
     for _ in range(rng.integers(*STRAY_STEPS)):
         env.step(env.from_relative(stray))
-    return env.reset(options={"state": env.flat_state()})

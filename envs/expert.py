@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Float
 
-from daps_robot.envs.hand import Hand, Vector, approach, bent, wrap
+from daps_robot.envs.hand import Hand, Vector, approach, bent, turned, wrap
 from daps_robot.envs.styles import PLAIN, STYLES
 
 OPEN, CLOSED = -1.0, 1.0
@@ -56,6 +56,8 @@ class Expert:
     _steep: ClassVar[float] = 3.0  # rise of its wall
     _let_go_opening: ClassVar[float] = 0.07
     _half_turns: ClassVar[float] = np.pi  # the fingers may hold the object turned by this
+    _aslant: ClassVar[float] = np.inf  # radians off the grasp's yaw at which fingers jam before they hold
+    _pose_at: ClassVar[int] = 7  # of the object's position and quaternion, in the observation "object"
     _miss_above: ClassVar[float] = 0.04
 
     def __init__(
@@ -82,6 +84,7 @@ class Expert:
         self.style = STYLES[style](self._whims)
         self._translate = translate
         self._misses, self._drops = self.style.misses, self.style.drops
+        self._shift, self._twist = np.zeros(3), 0.0
         self._pause_left = self._slip_left = self._missing = self._carried = 0
         self._gripper: float | None = None
         self._wait_left: int | None = None
@@ -99,7 +102,7 @@ class Expert:
             makes of it.
         """
         hand = Hand(observation)
-        move, yaw, gripper = self._decide(hand, np.asarray(observation["object"], np.float64))
+        move, yaw, gripper = self._decide(hand, self._seen(observation["object"]))
         if self.style is not PLAIN and self._hesitates(gripper):
             move, yaw, gripper = np.zeros(3), hand.yaw, self._gripper
         speed = self._speed * self.style.speed
@@ -115,6 +118,19 @@ class Expert:
         action[6] = gripper
         action = np.clip(action, -1.0, 1.0).astype(np.float32)
         return action if self._translate is None else self._translate(action).astype(np.float32)
+
+    def mislead(self, shift: Vector, twist: float) -> None:
+        """From now on it takes the object to be `shift` (3,) metres away from where it is, and turned by `twist` radians about
+        the vertical: a policy's own error. No shift and no twist set it right again."""
+        self._shift, self._twist = shift, twist
+
+    def _seen(self, obj: np.ndarray) -> Float[np.ndarray, " o"]:
+        """The observation "object" as it is taken to be (what is relative to the hand is left, for no expert goes by it)."""
+        obj = np.array(obj, np.float64)
+        at = self._pose_at
+        obj[at : at + 3] += self._shift
+        obj[at + 3 : at + 7] = turned(obj[at + 3 : at + 7], self._twist)
+        return obj
 
     def _nudge(self) -> Vector:
         """The push at this step, which is zero between nudges."""
@@ -168,9 +184,9 @@ class Expert:
                 self._missing += 1
                 if hand.opening < 0.01 or self._missing > self._miss_steps:
                     self._misses, self._missing = self._misses - 1, 0
-        if self._around(hand, to_grasp):
-            return to_grasp, yaw, CLOSED
         turn = yaw - hand.yaw
+        if self._around(hand, to_grasp) and abs(wrap(turn, self._half_turns)) < self._aslant:
+            return to_grasp, yaw, CLOSED
         misaligned = abs(wrap(turn, self._half_turns)) if self.style is PLAIN else abs(turn)
         aside = float(np.hypot(*to_grasp[:2]))
         move = approach(to_grasp, aside, misaligned, hand.opening, self._wide, self._top + self.style.lift, self._steep)

@@ -16,6 +16,7 @@ class LiftExpert(Expert):
     _held_opening = 0.0445  # the cube is 40 to 44 mm wide
     _closing_reach = 0.02
     _half_turns = np.pi / 2
+    _pose_at = 0
 
     def _grasp(self, hand: Hand, obj: Float[np.ndarray, " o"]) -> tuple[Vector, float]:
         yaw = wrap(yaw_of(rotation_matrix(obj[3:7])), np.pi / 2)  # never more than an eighth of a turn from rest
@@ -94,6 +95,7 @@ class SquareExpert(Expert):
     _placed_height = 0.865
     _held_opening = 0.038  # the handle is 32 mm wide
     _let_go_opening = 0.06
+    _aslant = 0.2
     _miss_above = 0.035
 
     def _placed(self, obj: Float[np.ndarray, " o"]) -> bool:

@@ -89,6 +89,15 @@ def rotation_matrix(quat: Float[np.ndarray, " 4"]) -> Float[np.ndarray, "3 3"]:
     )
 
 
+def turned(quat: Float[np.ndarray, " 4"], angle: float) -> Float[np.ndarray, " 4"]:
+    """A quaternion x y z w turned by an angle about the world's z axis."""
+    if angle == 0.0:
+        return quat
+    x, y, z, w = quat
+    c, s = np.cos(angle / 2), np.sin(angle / 2)
+    return np.array([c * x - s * y, c * y + s * x, c * z + s * w, c * w - s * z])
+
+
 def yaw_of(rotation: Float[np.ndarray, "3 3"]) -> float:
     """The angle of an object's x axis about the world's z axis."""
     return float(np.arctan2(rotation[1, 0], rotation[0, 0]))

@@ -6,9 +6,8 @@ import glob
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
 
 from daps_robot import parallel
@@ -19,8 +18,9 @@ from daps_robot.data.catalog import dataset_name, fetch
 from daps_robot.data.demos import DemoSet, read_demos
 from daps_robot.data.lerobot import folder_sha256
 from daps_robot.data.normalize import Scaler
+from daps_robot.data.quaternions import ObservedRotation, observed_quaternions
 from daps_robot.data.rotations import expand_quaternions
-from daps_robot.errors import CheckpointError, ConfigError, DataError
+from daps_robot.errors import CheckpointError
 from daps_robot.models.action_tokenizer import load_tokenizer
 from daps_robot.models.blocks import TransformerConfig
 from daps_robot.models.code_model import CodeModelConfig
@@ -74,7 +74,8 @@ class DistillPolicy:
         picture_size: height and width that the pictures of a LeRobot folder are scaled to; by default they stay as they are.
         obs_keys: observation keys; by default the low-dimensional ones of the file, beside cameras without `object`: where things
             are, they are to see.
-        obs_rotation: let the networks see the keys that end in _quat as 6-D rotations, which know no sign and no jumps.
+        obs_rotation: let the networks see quaternions (the keys that end in _quat, and those inside of other keys) as 6-D
+            rotations, which know no sign and no jumps.
         env: Gymnasium id to roll out in, or "none"; by default what the tokenizer was trained with, else what the data set names.
         demonstrations: learn from so many of the training split, drawn by the seed; by default from as many as the tokenizer did.
         policy: the networks.
@@ -90,7 +91,7 @@ class DistillPolicy:
     cameras: tuple[str, ...] = ()
     picture_size: tuple[int, int] | None = None
     obs_keys: tuple[str, ...] = ()
-    obs_rotation: Literal["as-recorded", "6d"] = "as-recorded"
+    obs_rotation: ObservedRotation = "as-recorded"
     env: str | None = None
     demonstrations: int | None = None
     policy: LatentPolicyConfig = field(default_factory=LatentPolicyConfig)
@@ -124,7 +125,7 @@ def run(config: DistillPolicy) -> dict[str, float]:
     check_rollout_env(demos, config.env, demos.obs_keys)
     out = config.out or tokenizer_run.parent / "policy"
     train, valid = split(demos, tokenizer.horizon, config.policy.history)
-    quaternions = quaternion_columns(demos) if config.obs_rotation == "6d" else ()
+    quaternions = observed_quaternions(demos, config.obs_rotation)
     observations = expand_quaternions(train.observations, quaternions).numpy()
     torch.manual_seed(config.trainer.seed)
     codes, size = tokenizer.config.codes, config.policy
@@ -156,30 +157,6 @@ def run(config: DistillPolicy) -> dict[str, float]:
     accuracy = " ".join(f"{metrics[f'accuracy/{i}']:.2f}" for i in range(codes.positions))
     print(f"validation: {metrics['nll']:.2f} nats a chunk, accuracy per position {accuracy}; policy in {out}")
     return metrics
-
-
-def quaternion_columns(demos: DemoSet) -> tuple[int, ...]:
-    """Where, in the observations side by side, the quaternions of the keys that end in _quat begin.
-
-    Raises:
-        ConfigError: there is no such key, or one has other than four columns.
-        DataError: what stands there are no unit quaternions.
-    """
-    starts, column = [], 0
-    for key, size in demos.obs_dims.items():
-        if key.endswith("_quat"):
-            if size != 4:
-                raise ConfigError(f"{demos.path}: '{key}' has {size} columns, where --obs-rotation 6d needs a quaternion's four")
-            starts.append(column)
-            for demo in demos.demos:
-                off = abs(np.linalg.norm(demo.obs[key], axis=1) - 1) > 0.01
-                if off.any():
-                    raise DataError(f"{demos.path}: {demo.name}: '{key}' is no unit quaternion at step {int(np.argmax(off))}.")
-        column += size
-    if not starts:
-        keys = ", ".join(demos.obs_keys)
-        raise ConfigError(f"--obs-rotation 6d is for keys that end in _quat; those read from {demos.path} are {keys}")
-    return tuple(starts)
 
 
 def fingerprint(model: Path) -> str:

@@ -17,7 +17,6 @@ from daps_robot.data.catalog import dataset_name, fetch
 from daps_robot.data.demos import DemoSet, read_demos
 from daps_robot.errors import CheckpointError, ConfigError, RunDirectoryError
 from daps_robot.models.action_tokenizer import ActionTokenizer, load_tokenizer
-from daps_robot.models.decoders import ChunkDecoderConfig
 from daps_robot.models.frontends import ChunkFrontEndConfig
 from daps_robot.models.posteriors import GaussianPosterior
 from daps_robot.models.tokenizer import Tokenizer
@@ -151,8 +150,7 @@ def check_data(tokenizer: ActionTokenizer, place: Path, demos: DemoSet) -> None:
             f"the tokenizer in {place} encodes actions of {tokenizer.action_dim} dimensions, {demos.path} has "
             f"{demos.action_dim}: pass the --dataset it was trained on, or train one on this data set"
         )
-    decoder = tokenizer.config.decoder if isinstance(tokenizer, Tokenizer) else None
-    seen = decoder.observation if isinstance(decoder, ChunkDecoderConfig) else 0
+    seen = tokenizer.observation_dim if isinstance(tokenizer, Tokenizer) else 0
     if seen and seen != sum(demos.obs_dims.values()):
         raise CheckpointError(
             f"the tokenizer in {place} decodes with {seen} observed numbers ({', '.join(demos.obs_keys)}), {demos.path} has "

@@ -73,7 +73,7 @@ def run(config: Leaderboard) -> list[Standing]:
     env = study_env(demos, config.env)
     learning = Learning(demos.sha256, env, budget=config.budget)
     out = results_folder("leaderboard", config.name or dataset_name(config.dataset))
-    shared = ("last", "episodes", "ceiling_episodes", "max_steps", "tokenizer", "method", "history")
+    shared = ("last", "episodes", "ceiling_episodes", "max_steps", "tokenizer", "method", "history", "obs_rotation")
     rolled = {name: getattr(config, name) for name in shared}
     runs: list[JSON] = []
     for seed in range(config.seeds):

@@ -222,7 +222,7 @@ def prepare(job: OneRun) -> tuple[Tokenizer, Material, str | None]:
     train, valid = split(demos, job.tokenizer.horizon)
     torch.manual_seed(job.seed)
     command = TrainActionVAE(estimator=job.estimator, tokenizer=job.tokenizer)
-    tokenizer = build_tokenizer(command, train, demos.obs_keys, demos.action_units)
+    tokenizer = build_tokenizer(command, train, demos)
     return tokenizer, Material(job.dataset, train, valid, tokenizer.scaler, None), demos.env_id
 
 

@@ -49,7 +49,8 @@ def tokenizer_piece(folder: str, dataset: str) -> None:
     if warm := getattr(settings, "warm_start_steps", 0):
         settings = replace(settings, warm_start_steps=round(learning.budget * warm))
     trainer = within(command.trainer, learning.budget, job.seed)
-    command = replace(command, dataset=dataset, env=learning.env, demonstrations=learning.demonstrations)
+    given: Any = {"dataset": dataset, "demonstrations": learning.demonstrations, "env": learning.env}
+    command = replace(command, obs_rotation=job.obs_rotation, **given)
     train_tokenizer(replace(command, tokenizer=job.tokenizer, settings=settings, trainer=trainer, **_sitting(place)))
     save_json({"seconds": train_seconds(place)}, place / "result.json")
 
@@ -60,6 +61,7 @@ def policy_piece(folder: str, dataset: str) -> None:
     learning = job.learning
     _check_unchanged(dataset, learning)
     given: Any = {"dataset": dataset, "demonstrations": learning.demonstrations, "env": learning.env, **_sitting(place)}
+    given["obs_rotation"] = job.obs_rotation
 
     def trainer(default: TrainerConfig) -> TrainerConfig:
         scaled = within(default, learning.budget, job.seed)

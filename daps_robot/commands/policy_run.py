@@ -23,6 +23,7 @@ from daps_robot.commands.train_action_vae import ChunkTokenizerConfig, TrainActi
 from daps_robot.commands.train_policy import TrainPolicy, policy_class
 from daps_robot.config import from_json
 from daps_robot.data.demos import DemoSet
+from daps_robot.data.quaternions import ObservedRotation
 from daps_robot.errors import ConfigError, DataError
 from daps_robot.estimators.fitted import FITTED
 from daps_robot.models.policies import POLICIES
@@ -48,6 +49,7 @@ class Study:
         tokenizer: the networks of all tokenizers, but for what a sweep varies.
         history: observations that every policy sees; by default each one's own number.
         method: how policies that predict codes choose them, as `evaluate.py --method`.
+        obs_rotation: let all networks that see observations see quaternions as 6-D rotations (see `quaternions`).
     """
 
     dataset: str = "lift"
@@ -62,6 +64,7 @@ class Study:
     tokenizer: ChunkTokenizerConfig = field(default_factory=ChunkTokenizerConfig)
     history: int | None = None
     method: Method = "auto"
+    obs_rotation: ObservedRotation = "as-recorded"
 
     def __post_init__(self) -> None:
         if self.seeds < 1 or self.episodes < 2 or self.ceiling_episodes == 1:
@@ -102,6 +105,7 @@ class TokenizerJob:
     seed: int
     learning: Learning
     tokenizer: ChunkTokenizerConfig
+    obs_rotation: ObservedRotation = "as-recorded"
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,7 @@ class PolicyJob:
         tokenizer: fingerprint of that tokenizer.
         keep: whether to keep the models of all validations.
         history: observations that it sees; None for its own number.
+        obs_rotation: how it sees quaternions.
     """
 
     policy: str
@@ -121,6 +126,7 @@ class PolicyJob:
     tokenizer: str | None = field(metadata={"made_of": "tokenizer"})
     keep: bool
     history: int | None = None
+    obs_rotation: ObservedRotation = "as-recorded"
 
 
 @dataclass(frozen=True)
@@ -173,7 +179,7 @@ class PolicyRun:
         max_steps: see `RolloutJob`.
         execute: steps executed of a chunk; None for the policy's own.
         method: how a policy that predicts codes chooses them.
-        history: see `PolicyJob`.
+        history, obs_rotation: see `PolicyJob`.
     """
 
     policy: str
@@ -189,6 +195,7 @@ class PolicyRun:
     execute: int | None = None
     method: Method = "auto"
     history: int | None = None
+    obs_rotation: ObservedRotation = "as-recorded"
 
 
 def predicts_codes(policy: str) -> bool:
@@ -246,12 +253,15 @@ def run_policy(folder: Path, run: PolicyRun, workers: int | None) -> JSON:
     learning, seed = run.learning, run.seed
     seconds, tokenizer_made = {}, None
     if predicts_codes(run.policy):
-        job = TokenizerJob(run.policy, seed, learning, run.tokenizer)
+        observes = run.obs_rotation if run.tokenizer.condition_decoder else "as-recorded"
+        job = TokenizerJob(run.policy, seed, learning, run.tokenizer, observes)
         seconds["tokenizer"] = piece("tokenizer_piece", folder / "tokenizer", job, run.dataset, kind=TokenizerResult)["seconds"]
         tokenizer_made = fingerprint(folder / "tokenizer" / "model")
     trained = ("" if run.codes == "sampled" else f"-{run.codes}") + (f"-h{run.history}" if run.history else "")
+    trained += "" if run.obs_rotation == "as-recorded" else f"-{run.obs_rotation}"
     place = f"policy{trained}"
-    to_train = PolicyJob(run.policy, seed, learning, run.codes, tokenizer_made, run.last is not None, run.history)
+    keep = run.last is not None
+    to_train = PolicyJob(run.policy, seed, learning, run.codes, tokenizer_made, keep, run.history, run.obs_rotation)
     policy = piece("policy_piece", folder / place, to_train, run.dataset, kind=PolicyResult)
     seconds["policy"] = policy["seconds"]
     execute = run.execute or policy["execute"]

@@ -18,6 +18,8 @@ from daps_robot.data.catalog import dataset_name, fetch
 from daps_robot.data.chunks import ChunkDataset
 from daps_robot.data.demos import DemoSet, read_demos
 from daps_robot.data.normalize import Scaler, near_binary
+from daps_robot.data.quaternions import ObservedRotation, observed_quaternions
+from daps_robot.data.rotations import expand_quaternions
 from daps_robot.errors import ConfigError, DataError
 from daps_robot.estimators import ESTIMATORS, DAPSConfig, Estimator, EstimatorConfig
 from daps_robot.estimators.fitted import FITTED
@@ -75,7 +77,9 @@ class TrainActionVAE:
         out: directory of the run; by default runs/<data set>/tokenizer.
         resume: go on with an interrupted run in that directory.
         overwrite: throw a run away that is in that directory.
-        obs_keys: observation keys; by default the low-dimensional ones of the file.
+        obs_keys: observation keys that a conditioned decoder sees; by default the low-dimensional ones of the file.
+        obs_rotation: let it see quaternions (the keys that end in _quat, and those inside of other keys) as 6-D rotations, which
+            know no sign and no jumps.
         env: Gymnasium id of the environment that a policy is to be rolled out in, or "none"; by default the one that the data
             set names, which must then be the one that the demonstrations were recorded in.
         demonstrations: learn from so many of the training split, drawn by the seed; by default from all.
@@ -91,6 +95,7 @@ class TrainActionVAE:
     resume: bool = False
     overwrite: bool = False
     obs_keys: tuple[str, ...] = ()
+    obs_rotation: ObservedRotation = "as-recorded"
     env: str | None = None
     demonstrations: int | None = None
     estimator: str = "daps"
@@ -112,6 +117,8 @@ def run(config: TrainActionVAE) -> dict[str, float]:
     started = time.perf_counter()
     if config.estimator not in FITTED:
         named_estimator(config.estimator)  # a wrong name costs nothing yet
+    if config.obs_rotation == "6d" and not config.tokenizer.condition_decoder:
+        raise ConfigError("--obs-rotation 6d, but nothing sees observations: add --condition-decoder, or give it to the policy")
     path = fetch(config.dataset)
     fetched = time.perf_counter()
     demos = read_demos(path, config.obs_keys or None).fewer(config.demonstrations, config.trainer.seed)
@@ -131,7 +138,7 @@ def run(config: TrainActionVAE) -> dict[str, float]:
         print(f"{what}; {table.bits:.1f} bits a chunk of {config.tokenizer.horizon}", flush=True)
         metrics = save_fitted(table, valid, trainer, config.resume, config.overwrite)
     else:
-        tokenizer = build_tokenizer(config, train, demos.obs_keys, demos.action_units)
+        tokenizer = build_tokenizer(config, train, demos)
         estimator = ESTIMATORS[config.estimator](tokenizer, config.settings, config.trainer.max_steps)
         print(f"{what}; {tokenizer.bits:.1f} bits a chunk of {config.tokenizer.horizon}", flush=True)
         metrics = trainer.fit(TokenizerObjective(tokenizer, estimator, valid), train, config.resume, config.overwrite)
@@ -189,7 +196,7 @@ def named_estimator(name: str) -> type[Estimator]:
 
 
 def fit_table(config: TrainActionVAE, train: ChunkDataset, units: tuple[str, ...] | None = None) -> ActionTokenizer:
-    """A tokenizer without networks, fitted to the training windows; `units` as `build_tokenizer` takes them.
+    """A tokenizer without networks, fitted to the training windows; `units` are those of the actions, if known.
 
     Raises:
         ConfigError: options were given that only networks have.
@@ -208,13 +215,12 @@ def check_table_options(name: str, tokenizer: ChunkTokenizerConfig) -> None:
         raise ConfigError(f"{name} has no networks to which {options} would apply: see --help for its own settings")
 
 
-def build_tokenizer(
-    config: TrainActionVAE, train: ChunkDataset, obs_keys: tuple[str, ...], units: tuple[str, ...] | None = None
-) -> Tokenizer:
-    """An untrained tokenizer whose scalers are fitted to the training windows; `units` are those of the actions, if known."""
+def build_tokenizer(config: TrainActionVAE, train: ChunkDataset, demos: DemoSet) -> Tokenizer:
+    """An untrained tokenizer whose scalers are fitted to the training windows of these demonstrations."""
     size = config.tokenizer
-    actions, observations = train.actions.numpy(), train.observations.numpy()
-    binary = near_binary(actions)
+    actions, binary = train.actions.numpy(), near_binary(train.actions.numpy())
+    quaternions = observed_quaternions(demos, config.obs_rotation)
+    observations = expand_quaternions(train.observations, quaternions).numpy()
     transformer = TransformerConfig(width=size.width, layers=size.layers)
     channels = actions.shape[1]
     networks = TokenizerConfig(
@@ -227,8 +233,9 @@ def build_tokenizer(
             replace(transformer, layers=2),
         ),
         likelihood=LikelihoodConfig("action", size.variance, binary=binary),
-        obs_keys=obs_keys if size.condition_decoder else (),
+        obs_keys=demos.obs_keys if size.condition_decoder else (),
+        quaternions=quaternions,
         nested_dropout=size.nested_dropout,
     )
-    scaler = Scaler.fit(actions, binary, shared=size.scaling == "shared" and (units or True))
+    scaler = Scaler.fit(actions, binary, shared=size.scaling == "shared" and (demos.action_units or True))
     return Tokenizer(ESTIMATORS[config.estimator].tokenizer_config(networks), scaler, Scaler.fit(observations))

@@ -16,6 +16,7 @@ from daps_robot.commands.train_action_vae import split
 from daps_robot.config import save_json
 from daps_robot.data.catalog import dataset_name, fetch
 from daps_robot.data.demos import read_demos
+from daps_robot.data.quaternions import ObservedRotation, observed_quaternions
 from daps_robot.errors import ConfigError
 from daps_robot.estimators import ESTIMATORS
 from daps_robot.estimators.fitted import FITTED
@@ -58,6 +59,8 @@ class TrainPolicy:
         picture_size: height and width that the pictures of a LeRobot folder are scaled to; by default they stay as they are.
         obs_keys: observation keys; by default the low-dimensional ones of the file, beside cameras without `object`: where things
             are, they are to see.
+        obs_rotation: let the networks see quaternions (the keys that end in _quat, and those inside of other keys) as 6-D
+            rotations, which know no sign and no jumps.
         env: Gymnasium id to roll out in, or "none"; by default the one that the data set names, which must then be the one that
             the demonstrations were recorded in.
         demonstrations: learn from so many of the training split, drawn by the seed; by default from all.
@@ -73,6 +76,7 @@ class TrainPolicy:
     cameras: tuple[str, ...] = ()
     picture_size: tuple[int, int] | None = None
     obs_keys: tuple[str, ...] = ()
+    obs_rotation: ObservedRotation = "as-recorded"
     env: str | None = None
     demonstrations: int | None = None
     settings: PolicySettings = field(default_factory=RegressionSettings)
@@ -115,7 +119,7 @@ def run(config: TrainPolicy) -> dict[str, float]:
     out = config.out or Path("runs") / dataset_name(config.dataset) / config.policy
     train, valid = split(demos, config.settings.horizon, config.settings.history)
     torch.manual_seed(config.trainer.seed)
-    policy = kind.for_data(config.settings, demos.obs_dims, train)
+    policy = kind.for_data(config.settings, demos.obs_dims, train, observed_quaternions(demos, config.obs_rotation))
     print(
         f"{config.policy} on {demos.path}: {len(train)} windows of {len(demos.train)} demonstrations, "
         f"{len(valid)} of {len(demos.valid)} held out; {sum(p.numel() for p in policy.parameters()):,} parameters",

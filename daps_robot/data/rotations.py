@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from daps_robot.errors import ConfigError
+
 
 def consistent_signs(quaternions: Float[Tensor, "t 4"]) -> Float[Tensor, "t 4"]:
     """The same rotations with signs such that none is more than a quarter turn of the sphere from the one before it."""
@@ -65,6 +67,13 @@ def quaternion_from_rotation_6d(columns: Float[Tensor, "*b 6"]) -> Float[Tensor,
     best = candidates.diagonal(dim1=-2, dim2=-1).argmax(-1)[..., None, None].expand(*columns.shape[:-1], 1, 4)
     q = torch.nn.functional.normalize(candidates.gather(-2, best)[..., 0, :], dim=-1)
     return torch.where(q[..., 3:] < 0, -q, q)
+
+
+def check_quaternions(starts: Sequence[int], columns: int) -> None:
+    """Raises ConfigError where quaternions that begin at these columns, in order, do not lie side by side in so many."""
+    ends = [0, *(start + 4 for start in starts)]
+    if any(start < end for start, end in zip(starts, ends, strict=False)) or ends[-1] > columns:
+        raise ConfigError(f"quaternions at columns {list(starts)} of {columns}: four columns each, in order, without overlap")
 
 
 def expand_quaternions(values: Float[Tensor, "*b o"], starts: Sequence[int]) -> Float[Tensor, "*b p"]:

@@ -103,7 +103,7 @@ def make_networks(config: ImitationConfig, settings: BCRNNSettings) -> nn.Module
         robomimic.algo.rnn.hidden_dim, robomimic.algo.rnn.num_layers = settings.width, settings.layers
     with contextlib.redirect_stdout(io.StringIO()):
         obs_utils.initialize_obs_utils_with_config(robomimic)
-        shapes = OrderedDict({OBSERVATION: [config.observation_dim]})
+        shapes = OrderedDict({OBSERVATION: [config.seen_dim]})
         algo = algo_factory("bc", robomimic, shapes, config.action_dim, torch.device("cpu"))
     algo.nets["policy"].nets.pop("decoder")  # a second name for a part of its RNN; a saved tensor has one name
     return algo.nets

@@ -108,7 +108,7 @@ class DiffusionPolicy(ImitationPolicy):
         width = settings.step_width
         self.register_buffer("step_table", sinusoidal_positions(settings.diffusion_steps, width), persistent=False)
         self.embed_step = nn.Sequential(nn.Linear(width, 4 * width), nn.Mish(), nn.Linear(4 * width, width))
-        condition = width + settings.history * config.observation_dim
+        condition = width + settings.history * config.seen_dim
         self.network = UNet(settings.horizon, config.action_dim, settings.widths, condition)
 
     @classmethod

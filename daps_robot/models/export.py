@@ -35,12 +35,12 @@ class Graph(nn.Module):
 
     def forward(self, observations: Tensor) -> tuple[Tensor, ...]:
         """The chunk is NaN where an observation's square overflows, as it is or scaled: a graph cannot raise."""
-        policy, seen = self.policy, observations
+        policy = self.policy
+        seen = expand_quaternions(observations, policy.config.quaternions)
         if isinstance(policy, LatentPolicy):
             *codes, chunk = policy.decide(observations)
-            seen = expand_quaternions(observations, policy.config.quaternions)
         else:
-            codes, chunk = [], policy.action_scaler.denormalize(policy.decode(policy.scaler.normalize(observations)))
+            codes, chunk = [], policy.action_scaler.denormalize(policy.decode(policy.scaler.normalize(seen)))
         finite = (seen.square().sum() + policy.scaler.normalize(seen).square().sum()).isfinite()
         return (*codes, torch.where(finite, chunk, torch.full_like(chunk, torch.nan)))
 

@@ -16,6 +16,7 @@ from daps_robot.control import Acting, check_obs_dims
 from daps_robot.data.chunks import ChunkDataset, ObservedSteps
 from daps_robot.data.hdf5 import short
 from daps_robot.data.normalize import Scaler
+from daps_robot.data.rotations import check_quaternions, expand_quaternions
 from daps_robot.errors import CheckpointError, ConfigError
 from daps_robot.models.pretrained import find_model, load_pretrained, restore, save_pretrained
 from daps_robot.models.requests import answered, observed
@@ -60,6 +61,7 @@ class ImitationConfig:
         cameras: whose pictures it sees, in this order.
         pictures: how it sees them.
         obs_dims: how many values each observation key has; () of a policy saved before that was kept.
+        quaternions: first columns of the observed quaternions (x y z w) that the networks see as 6-D rotations.
     """
 
     obs_keys: tuple[str, ...]
@@ -69,12 +71,19 @@ class ImitationConfig:
     cameras: tuple[str, ...] = ()
     pictures: PictureFrontEndConfig | None = None
     obs_dims: tuple[int, ...] = ()
+    quaternions: tuple[int, ...] = ()
+
+    @property
+    def seen_dim(self) -> int:
+        """What the networks see of an observation, quaternions in six numbers."""
+        return self.observation_dim + 2 * len(self.quaternions)
 
     def __post_init__(self) -> None:
         if not (1 <= self.observation_dim <= 10**6 and 1 <= self.action_dim <= 10**4):
             raise ConfigError(f"{self.observation_dim} observed values and {self.action_dim} action dimensions cannot be")
         check_cameras_seen(self.cameras, self.pictures)
         check_obs_dims(self.obs_dims, self.obs_keys, self.observation_dim)
+        check_quaternions(self.quaternions, self.observation_dim)
 
 
 class ImitationPolicy(Acting, nn.Module, ABC):
@@ -106,7 +115,7 @@ class ImitationPolicy(Acting, nn.Module, ABC):
             raise ConfigError(f"a {self.kind} policy sees no pictures: leave out --cameras, or take another kind")
         self.config = config
         self.cameras, self.picture_size = config.cameras, picture_size(config.pictures)
-        self.scaler = scaler or Scaler.identity(config.observation_dim)
+        self.scaler = scaler or Scaler.identity(config.seen_dim)
         self.action_scaler = action_scaler or Scaler.identity(config.action_dim)
         self.obs_keys, self.obs_dims = config.obs_keys, dict(zip(config.obs_keys, config.obs_dims, strict=False))
         self.observation_dim, self.action_dim = config.observation_dim, config.action_dim
@@ -118,12 +127,23 @@ class ImitationPolicy(Acting, nn.Module, ABC):
         """Raises ConfigError where a package that this kind of policy needs is not installed."""
 
     @classmethod
-    def for_data(cls, settings: PolicySettings, obs_dims: dict[str, int], train: ChunkDataset) -> Self:
+    def for_data(
+        cls, settings: PolicySettings, obs_dims: dict[str, int], train: ChunkDataset, quaternions: tuple[int, ...] = ()
+    ) -> Self:
         """An untrained policy of observation keys of these sizes, whose scalers are fitted to the training windows."""
-        actions, observations = train.actions.numpy(), train.observations.numpy()
-        dims = observations.shape[1], actions.shape[1]
-        config = ImitationConfig(tuple(obs_dims), *dims, settings, train.cameras, front_end_for(train), tuple(obs_dims.values()))
-        return cls(config, Scaler.fit(observations), cls.fit_actions(actions))
+        actions = train.actions.numpy()
+        config = ImitationConfig(
+            obs_keys=tuple(obs_dims),
+            observation_dim=train.observations.shape[1],
+            action_dim=actions.shape[1],
+            settings=settings,
+            cameras=train.cameras,
+            pictures=front_end_for(train),
+            obs_dims=tuple(obs_dims.values()),
+            quaternions=quaternions,
+        )
+        seen = expand_quaternions(train.observations, quaternions).numpy()
+        return cls(config, Scaler.fit(seen), cls.fit_actions(actions))
 
     @classmethod
     def fit_actions(cls, actions: Float[np.ndarray, "t a"]) -> Scaler:
@@ -134,9 +154,13 @@ class ImitationPolicy(Acting, nn.Module, ABC):
         """What it learns from: here, the chunk ahead of every step."""
         return data
 
+    def seen(self, observations: Float[Tensor, "*b o"]) -> Float[Tensor, "*b p"]:
+        """What the networks see of observations in the environment's units."""
+        return self.scaler.normalize(expand_quaternions(observations, self.config.quaternions))
+
     def losses(self, batch: ChunkBatch) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """The loss of a batch in the environment's units, and detached scalars to log."""
-        observations = self.scaler.normalize(batch.observations)
+        observations = self.seen(batch.observations)
         pictures = (batch.images,) if self.cameras else ()
         return self.loss(observations, self.action_scaler.normalize(batch.actions), batch.mask, *pictures)
 
@@ -162,7 +186,7 @@ class ImitationPolicy(Acting, nn.Module, ABC):
     ) -> Float[Tensor, "b h a"]:
         """One action chunk per observation history, both in the environment's units."""
         pictures = (images,) if self.cameras else ()
-        return self.action_scaler.denormalize(self.sample(self.scaler.normalize(observations), keys, *pictures))
+        return self.action_scaler.denormalize(self.sample(self.seen(observations), keys, *pictures))
 
     def plan(self, request: PlanRequest) -> Float[np.ndarray, "b h a"]:
         """Action chunks in the environment's units; see `daps_robot.types.Policy`.

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from daps_robot.control import Acting, check_obs_dims
 from daps_robot.data.normalize import Scaler
-from daps_robot.data.rotations import expand_quaternions
+from daps_robot.data.rotations import check_quaternions, expand_quaternions
 from daps_robot.errors import ConfigError
 from daps_robot.models.action_tokenizer import ActionTokenizer, ActionTokenizerConfig, build_tokenizer
 from daps_robot.models.code_model import CodeModel, CodeModelConfig, EmbeddingHead, Memory
@@ -100,6 +100,7 @@ class PolicyConfig:
     def __post_init__(self) -> None:
         self._check_tokenizer()
         check_obs_dims(self.obs_dims, self.obs_keys, self.observation_dim)
+        check_quaternions(self.quaternions, self.observation_dim)
         check_cameras_seen(self.cameras, self.front_end.pictures)
         decoding, embeds = self.decoding, isinstance(self.tokenizer, TokenizerConfig)
         if decoding.method == "auto":

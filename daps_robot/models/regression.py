@@ -60,7 +60,7 @@ class StyleEncoder(nn.Module):
     def __init__(self, config: ImitationConfig, settings: RegressionSettings) -> None:
         super().__init__()
         self.query = nn.Parameter(torch.zeros(1, 1, settings.width))
-        self.observe = nn.Linear(config.observation_dim, settings.width)
+        self.observe = nn.Linear(config.seen_dim, settings.width)
         self.act = nn.Linear(config.action_dim, settings.width)
         self.encoder = TransformerEncoder(settings.transformer, 2 + settings.horizon)
         self.head = nn.Linear(settings.width, 2 * settings.style)
@@ -88,7 +88,7 @@ class RegressionPolicy(ImitationPolicy):
         self.settings = settings = config.settings
         transformer = settings.transformer
         self.front_end = ObservationFrontEnd(
-            ObservationFrontEndConfig(settings.history, config.observation_dim, transformer=transformer, pictures=config.pictures)
+            ObservationFrontEndConfig(settings.history, config.seen_dim, transformer=transformer, pictures=config.pictures)
         )
         self.queries = nn.Parameter(sinusoidal_positions(settings.horizon, settings.width))
         self.blocks = nn.ModuleList(DecoderBlock(transformer) for _ in range(settings.layers))

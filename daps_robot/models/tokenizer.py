@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from daps_robot.data.normalize import Scaler
+from daps_robot.data.rotations import check_quaternions, expand_quaternions
 from daps_robot.errors import ConfigError
 from daps_robot.models.code_model import CodeModel, CodeModelConfig, Memory
 from daps_robot.models.decoders import ChunkDecoderConfig, DecoderConfig, make_decoder
@@ -46,6 +47,7 @@ class TokenizerConfig:
         likelihood: p(x|z).
         posterior: another posterior in place of the code model.
         obs_keys: observation keys, in order, that a conditioned decoder reads.
+        quaternions: first columns of the quaternions (x y z w) among them that it reads as 6-D rotations.
         nested_dropout: order the codes (Rippel et al. 2014, arXiv 1402.0915): in training the decoder sees a random prefix of an
             example's codes and a learned mask in place of the rest, so that afterwards any prefix decodes.
     """
@@ -56,6 +58,7 @@ class TokenizerConfig:
     likelihood: LikelihoodConfig = field(default_factory=LikelihoodConfig)
     posterior: PosteriorConfig | None = None
     obs_keys: tuple[str, ...] = ()
+    quaternions: tuple[int, ...] = ()
     nested_dropout: bool = False
 
     @property
@@ -100,15 +103,21 @@ class Encoded(NamedTuple):
 
 
 class Tokenizer(nn.Module):
-    """A discrete autoencoder with a posterior q(z|x) over code sequences and a decoder p(x|z)."""
+    """A discrete autoencoder with a posterior q(z|x) over code sequences and a decoder p(x|z).
+
+    Attributes:
+        observation_dim: values of an observation that a conditioned decoder is given; 0 where it is given none.
+    """
 
     def __init__(self, config: TokenizerConfig, scaler: Scaler | None = None, obs_scaler: Scaler | None = None) -> None:
         super().__init__()
         self.config = config
         codes, channels = config.codes, config.front_end.channels
         self.scaler = scaler or Scaler.identity(channels)
-        conditioned = isinstance(config.decoder, ChunkDecoderConfig) and config.decoder.observation
-        self.obs_scaler = (obs_scaler or Scaler.identity(int(conditioned))) if conditioned else None
+        seen = config.decoder.observation if isinstance(config.decoder, ChunkDecoderConfig) else 0
+        self.obs_scaler = (obs_scaler or Scaler.identity(seen)) if seen else None
+        self.observation_dim = seen - 2 * len(config.quaternions)
+        check_quaternions(config.quaternions, self.observation_dim)
         self.likelihood = make_likelihood(config.likelihood, channels)
         self.front_end = make_front_end(config.front_end)
         tokens = config.front_end.tokens if isinstance(config.front_end, ChunkFrontEndConfig) else 0
@@ -222,9 +231,13 @@ class Tokenizer(nn.Module):
 
     def inputs(self, x: Tensor, mask: Tensor | None = None, observation: Float[Tensor, "b o"] | None = None) -> Inputs:
         """Normalise data; the observation is kept only where the decoder is conditioned on it."""
-        if observation is not None and self.obs_scaler is not None:
-            return Inputs(self.scaler.normalize(x), mask, self.obs_scaler.normalize(observation))
-        return Inputs(self.scaler.normalize(x), mask)
+        return Inputs(self.scaler.normalize(x), mask, self.observed(observation))
+
+    def observed(self, observation: Float[Tensor, "b o"] | None) -> Float[Tensor, "b p"] | None:
+        """What a conditioned decoder reads of an observation in the data's units; None where it reads none."""
+        if observation is None or self.obs_scaler is None:
+            return None
+        return self.obs_scaler.normalize(expand_quaternions(observation, self.config.quaternions))
 
     @torch.no_grad()
     def encode(self, x: Float[Tensor, b * x], uniforms: Float[Tensor, "b k l"] | None = None) -> Int[Tensor, "b k l"]:
@@ -251,9 +264,7 @@ class Tokenizer(nn.Module):
         self, embedded: Float[Tensor, "b k l d"], observation: Float[Tensor, "b o"] | None = None
     ) -> Float[Tensor, "b k *x"]:
         """As `decode`, from code embeddings or mixtures of them."""
-        if observation is not None and self.obs_scaler is not None:
-            observation = self.obs_scaler.normalize(observation)
-        params = self.decoder_params(embedded, Inputs(embedded, None, observation))
+        params = self.decoder_params(embedded, Inputs(embedded, None, self.observed(observation)))
         return self.scaler.denormalize(self.likelihood.mean(params))
 
     @torch.no_grad()

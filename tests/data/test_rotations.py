@@ -9,12 +9,14 @@ from scipy.spatial.transform import Rotation
 
 from daps_robot.data.rotations import (
     axis_angle_from_quaternion,
+    check_quaternions,
     consistent_signs,
     expand_quaternions,
     quaternion_from_axis_angle,
     quaternion_from_rotation_6d,
     rotation_6d_from_quaternion,
 )
+from daps_robot.errors import ConfigError
 
 HALF_TURNS = [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0.6, 0.8, 0, 0], [0.6, 0, 0.8, 1e-9], [0, 0, 0, 1], [1e-9, 0, 0, 1]]
 
@@ -86,3 +88,10 @@ def test_quaternions_among_other_columns(starts):
     kept = [i for i in range(9) if not any(s <= i < s + 4 for s in starts)]
     theirs = [i for i in range(expanded.shape[-1]) if not any(s + 2 * k <= i < s + 2 * k + 6 for k, s in enumerate(starts))]
     torch.testing.assert_close(expanded[..., theirs], values[..., kept])
+
+
+@pytest.mark.parametrize("starts", [(-1,), (6,), (1, 4), (5, 0)])
+def test_quaternions_that_cannot_lie_there_are_refused(starts):
+    check_quaternions((1, 5), 9)
+    with pytest.raises(ConfigError, match="of 9: four columns each"):
+        check_quaternions(starts, 9)

@@ -55,7 +55,7 @@ def test_the_way_back(files, tmp_path):
 def test_a_tokenizer_scales_positions_and_rotations_by_themselves(files):
     folder, _ = files
     demos = read_demos(folder / "absolute.hdf5")
-    scaler = build_tokenizer(TrainActionVAE(), split(demos, 16)[0], demos.obs_keys, demos.action_units).scaler
+    scaler = build_tokenizer(TrainActionVAE(), split(demos, 16)[0], demos).scaler
     position, rotation = scaler.scale[:3], scaler.scale[3:9]
     assert (position == position[0]).all() and (rotation == rotation[0]).all() and position[0] != rotation[0]
     assert (scaler.shift[9], scaler.scale[9]) == (-1.0, 2.0)  # the gripper is found to be binary

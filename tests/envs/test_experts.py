@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 
+from daps_robot.envs.expert import CLOSED, OPEN
 from daps_robot.envs.hand import Hand, bent, rotation_matrix, wrap
 from daps_robot.envs.styles import Style
 
@@ -89,6 +90,35 @@ def test_what_slips_falls_and_is_picked_up_again(env):
     seen = openings(env, human_expert(env, 5, drops=1, drop_after=2), seed=20_000_005)
     orders = seen[:, 1][np.flatnonzero(seen[:, 1] == 1)[0] :]
     assert (np.diff(orders) == -2).any() and (np.diff(orders) == 2).any()  # opens again, then closes again
+
+
+@pytest.mark.parametrize("name", ["Can", "Square"])
+def test_a_misled_expert_misses_and_set_right_again_succeeds(make_env, name):
+    env = make_env(f"daps_robot/{name}-v0")
+    observation, _ = env.reset(seed=3)
+    expert = env.make_expert(seed=3)
+    expert.mislead(np.array([0.03, 0.0, 0.0]), 0.5)
+    for _ in range(200):
+        observation, *_, info = env.step(expert.act(observation))
+    assert not info["success"]
+    expert.mislead(np.zeros(3), 0.0)
+    for _ in range(300):
+        observation, *_, info = env.step(expert.act(observation))
+        if info["success"]:
+            break
+    assert info["success"]
+
+
+def test_fingers_that_jam_aslant_over_the_handle_open_again(make_env):
+    env = make_env("daps_robot/Square-v0")
+    observation, _ = env.reset(seed=5)
+    expert = env.make_expert(seed=5)
+    expert.mislead(np.zeros(3), 0.45)
+    for _ in range(60):
+        observation, *_ = env.step(expert.act(observation))
+    assert expert.act(observation)[6] == CLOSED
+    expert.mislead(np.zeros(3), 0.0)
+    assert expert.act(observation)[6] == OPEN
 
 
 def test_pauses_and_waits_hold_the_hand_still(make_env):

@@ -100,6 +100,17 @@ def test_units_make_no_difference(kind):
 
 
 @every_kind
+def test_the_sign_of_a_quaternion_makes_no_difference(kind, tmp_path):
+    _, windows = make_imitation(kind)
+    policy = POLICIES[kind].for_data(SETTINGS[kind], {"state": 5}, windows, (1,)).eval()
+    asked = request(policy)
+    flipped = PlanRequest(asked.observations * np.float32([1, -1, -1, -1, -1]), asked.keys)
+    np.testing.assert_array_equal(policy.plan(flipped), policy.plan(asked))
+    policy.save_pretrained(tmp_path)
+    np.testing.assert_array_equal(load_policy(tmp_path).plan(flipped), policy.plan(asked))
+
+
+@every_kind
 def test_a_saved_policy_plans_the_same(kind, tmp_path):
     policy, _ = make_imitation(kind)
     policy.save_pretrained(tmp_path)

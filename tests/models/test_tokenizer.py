@@ -1,6 +1,7 @@
 """Tokenizer: units, files, and codes that decode."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -112,6 +113,18 @@ def test_a_saved_tokenizer_comes_back(kind, tmp_path):
     codes = tokenizer.encode(x)
     assert torch.equal(again.encode(x), codes)
     assert torch.equal(again.decode(codes, observation), tokenizer.decode(codes, observation))
+
+
+def test_a_conditioned_decoder_may_see_quaternions_of_which_the_sign_is_nothing():
+    config = replace(tokenizer_config(observation=8, obs_keys=("state",)), quaternions=(1,))
+    tokenizer = Tokenizer(config).eval()
+    assert tokenizer.observation_dim == 6
+    codes, observation = torch.randint(16, (3, 2, 4)), torch.randn(3, 6)
+    expected = tokenizer.decode(codes, observation)
+    torch.testing.assert_close(tokenizer.decode(codes, observation * torch.tensor([1, -1, -1, -1, -1, 1])), expected)
+    assert not torch.allclose(tokenizer.decode(codes, observation * torch.tensor([1, -1, 1, 1, 1, 1])), expected)
+    with pytest.raises(ConfigError, match="quaternions at columns"):
+        Tokenizer(replace(config, quaternions=(3,)))
 
 
 def test_a_conditioned_decoder_reads_the_normalised_observation():

@@ -98,11 +98,17 @@ def test_own_data_in_three_commands(place, capsys, write, dimensions, observed):
     command(DistillPolicy, run_distill, "--dataset", dataset, *DISTILL.split())
     rotation = ["--obs-rotation", "6d", "--overwrite", *DISTILL.split()]
     if write is humanoid_hands:  # with a quaternion among its keys
+        again = ["--obs-rotation", "6d", "--overwrite", *TRAIN.split()]
+        command(TrainActionVAE, run_train, "--dataset", dataset, "--condition-decoder", *again)
         command(DistillPolicy, run_distill, "--dataset", dataset, *rotation)
+        assert capsys.readouterr().out.count("seen as 6-D rotations: left_wrist_quat") == 2
+        with pytest.raises(SystemExit):
+            command(TrainActionVAE, run_train, "--dataset", dataset, *again)
+        assert "add --condition-decoder" in capsys.readouterr().err
     else:
         with pytest.raises(SystemExit):
             command(DistillPolicy, run_distill, "--dataset", dataset, *rotation)
-        assert "for keys that end in _quat" in capsys.readouterr().err
+        assert "of which those read from" in capsys.readouterr().err
     command(Evaluate, run_evaluate, "--dataset", dataset)
     assert "held-out chunks: the plans miss" in capsys.readouterr().out
     report = json.loads((place / "runs" / name / "report.json").read_text())
