@@ -84,7 +84,7 @@ def test_led_astray_the_record_holds_the_way_back_alone_and_can_be_replayed(tmp_
                 assert np.array_equal(values[t], observation[key])
             observation, *_, info = env.step(action)
         assert info["success"]
-    assert astray >= 3
+    assert astray >= 2
 
 
 def test_two_workers_write_the_same_bytes(reference, tmp_path):
