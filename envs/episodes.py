@@ -25,7 +25,7 @@ SHORTEST = 32
 """Control steps of a record that begins after that; shorter ones are left out, for chunks must fit into demonstrations."""
 
 
-def record_episode(env: RobosuiteEnv, expert: Expert, seed: int, strays: float = 0.0) -> Episode | None:
+def record_episode(env: RobosuiteEnv, expert: Expert, seed: int, strays: float = 0.0, misled: float = 0.0) -> Episode | None:
     """Lets an expert act until `HOLD_STEPS` after success, from a seeded start or from where the hand was led astray.
 
     Args:
@@ -33,6 +33,7 @@ def record_episode(env: RobosuiteEnv, expert: Expert, seed: int, strays: float =
         expert: fresh, with its own noise (some of which has been drawn where the record begins later).
         seed: of the start state, and of whether and how the hand is led astray.
         strays: chance that the record begins after that (see `_lead_astray`).
+        misled: share of these in which the expert is mistaken, in place of a push (see `_mislead`).
 
     Returns:
         The episode, or None where the task was not solved within `MAX_EPISODE_STEPS`, or not any more at the end, or where too
@@ -41,7 +42,7 @@ def record_episode(env: RobosuiteEnv, expert: Expert, seed: int, strays: float =
     observation, info = env.reset(seed=seed)
     rng = np.random.default_rng((seed, 3))  # not the streams of the start state and of the expert
     if astray := rng.random() < strays:
-        observation, info = _lead_astray(env, expert, observation, rng)
+        observation, info = _lead_astray(env, expert, observation, rng, misled)
         if info["success"]:  # the expert was done before
             astray, (observation, info) = False, env.reset(seed=seed)
     seen, states, actions, solved = [observation], [], [], []
@@ -68,21 +69,19 @@ def record_episode(env: RobosuiteEnv, expert: Expert, seed: int, strays: float =
 
 
 def _lead_astray(
-    env: RobosuiteEnv, expert: Expert, observation: Observation, rng: np.random.Generator
+    env: RobosuiteEnv, expert: Expert, observation: Observation, rng: np.random.Generator, misled: float
 ) -> tuple[Observation, dict[str, Any]]:
     """Takes the hand from its work to somewhere else, unrecorded, so that what is recorded shows nothing but the way back.
 
-    The expert acts for a while, then the hand moves straight in a random direction and the fingers open or close at random: a
-    policy's own errors, which an expert never makes. Recorded, they would be taught; disturbances of which the record holds the
-    correction alone are the idea of DART (Laskey et al. 2017, arXiv:1703.09327). The state is then started from afresh
+    It makes a policy's own errors, which an expert never makes. Recorded, they would be taught; disturbances of which the record
+    holds the correction alone are the idea of DART (Laskey et al. 2017, arXiv:1703.09327). The state is then started from afresh
     (`reset`), so that the record can be replayed from its first state: with a fresh controller, whose open fingers come
-    together by some 2 cm for a moment. The hand is not turned: codes that hold little of rotations hardly bring it back
-    (docs/tasks.md).
+    together by some 2 cm for a moment.
 
     Returns:
         What is seen there, and `info`.
     """
-    if rng.random() < 0.5:
+    if misled and rng.random() < misled:
         _mislead(env, expert, observation, rng)
     else:
         _push_away(env, expert, observation, rng)
@@ -100,7 +99,10 @@ def _mislead(env: RobosuiteEnv, expert: Expert, observation: Observation, rng: n
 
 
 def _push_away(env: RobosuiteEnv, expert: Expert, observation: Observation, rng: np.random.Generator) -> None:
-    """The expert acts for a while, then the hand moves straight in a random direction and its fingers open or close at random."""
+    """The expert acts for a while, then the hand moves straight in a random direction and its fingers open or close at random.
+
+    The hand is not turned: codes that hold little of rotations hardly bring it back (docs/tasks.md).
+    """
     for _ in range(rng.integers(STRAY_WITHIN)):
         observation = env.step(expert.act(observation))[0]
     direction = rng.normal(size=3)
