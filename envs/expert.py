@@ -45,6 +45,7 @@ class Expert:
     _turn_speed: ClassVar[float] = 0.6
     _nudge_steps: ClassVar[int] = 6
     _nudge_size: ClassVar[float] = 0.5
+    _nudge_turn: ClassVar[float] = 0.0  # action units, about the vertical, of a push
     _slip_steps: ClassVar[int] = 6
     _miss_steps: ClassVar[int] = 25
 
@@ -72,13 +73,14 @@ class Expert:
         noise: standard deviation of the Gaussian noise on the six arm actions, in action units; never on the gripper.
         seed: of noise, nudges and style.
         nudges: chance that a step begins a nudge, six steps in which a constant push in a random direction is added to the
-            translation. What follows shows how to come back from some centimetres off, which white noise never does.
+            translation (in Square, a turn about the vertical too). What follows shows how to come back from some centimetres
+            off, which white noise never does.
         style: "plain", or "human" with pauses, detours, several grasps, misses and drops (see `styles.Style`).
         translate: from a relative action to one of the environment, which is in the state that was observed.
         """
         self.noise, self.nudges = noise, nudges
         self._rng = np.random.default_rng((seed, 1))  # not the stream that the start state comes from
-        self._push = np.zeros(3)
+        self._push = np.zeros(6)
         self._push_left = 0
         self._whims = np.random.default_rng((seed, 2))
         self.style = STYLES[style](self._whims)
@@ -114,7 +116,7 @@ class Expert:
         if self.noise > 0.0:
             action[:6] += self._rng.normal(0.0, self.noise, 6)
         if self.nudges > 0.0:
-            action[:3] += self._nudge()
+            action[:6] += self._nudge()
         action[6] = gripper
         action = np.clip(action, -1.0, 1.0).astype(np.float32)
         return action if self._translate is None else self._translate(action).astype(np.float32)
@@ -132,14 +134,15 @@ class Expert:
         obj[at + 3 : at + 7] = turned(obj[at + 3 : at + 7], self._twist)
         return obj
 
-    def _nudge(self) -> Vector:
+    def _nudge(self) -> Float[np.ndarray, " 6"]:
         """The push at this step, which is zero between nudges."""
         if self._push_left == 0 and self._rng.random() < self.nudges:
             direction = self._rng.normal(size=3)
-            self._push = self._nudge_size * direction / np.linalg.norm(direction)
+            turn = self._rng.uniform(-self._nudge_turn, self._nudge_turn) if self._nudge_turn else 0.0
+            self._push = np.array([*(self._nudge_size * direction / np.linalg.norm(direction)), 0.0, 0.0, turn])
             self._push_left = self._nudge_steps
         if self._push_left == 0:
-            return np.zeros(3)
+            return np.zeros(6)
         self._push_left -= 1
         return self._push
 

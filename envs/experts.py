@@ -96,6 +96,7 @@ class SquareExpert(Expert):
     _held_opening = 0.038  # the handle is 32 mm wide
     _let_go_opening = 0.06
     _aslant = 0.2
+    _nudge_turn = 0.8
     _miss_above = 0.035
 
     def _placed(self, obj: Float[np.ndarray, " o"]) -> bool:

@@ -123,6 +123,18 @@ def test_fingers_that_jam_aslant_over_the_handle_open_again(make_env):
     assert expert.act(observation)[6] == OPEN
 
 
+@pytest.mark.parametrize(("name", "turned"), [("Can", False), ("Square", True)])
+def test_a_push_is_constant_for_six_steps_and_turns_the_hand_in_square_alone(make_env, name, turned):
+    env = make_env(f"daps_robot/{name}-v0")
+    expert = env.make_expert(seed=2, nudges=1.0)
+    pushes = np.stack([expert._nudge() for _ in range(12)])
+    assert (pushes[:6] == pushes[0]).all() and (pushes[6:] == pushes[6]).all()
+    assert not np.array_equal(pushes[0], pushes[6])
+    np.testing.assert_allclose(np.linalg.norm(pushes[:, :3], axis=1), 0.5)
+    assert not pushes[:, 3:5].any()
+    assert (pushes[:, 5] != 0).all() == turned
+
+
 def test_pauses_and_waits_hold_the_hand_still(make_env):
     env = make_env("daps_robot/Lift-v0")
     expert = human_expert(env, 1, pause=1.0, longest_pause=3)
