@@ -35,19 +35,18 @@ class Manner:
 
     Attributes:
         noise, nudges, style: arguments of `make_expert`.
-        strays, misled: chance that an episode begins after the hand was led astray, and how (see `record_episode`).
+        strays: chance that an episode begins after the hand was led astray (see `record_episode`).
     """
 
     noise: float
     nudges: float
     style: str
     strays: float
-    misled: float
 
     def record(self, env: RobosuiteEnv, seed: int) -> Episode | None:
         """One attempt from a start seed."""
         expert = env.make_expert(noise=self.noise, seed=seed, nudges=self.nudges, style=self.style)
-        return record_episode(env, expert, seed, self.strays, self.misled)
+        return record_episode(env, expert, seed, self.strays)
 
 
 @dataclass(frozen=True)
@@ -58,13 +57,12 @@ class Task:
     noise: float
     nudges: float = 0.03
     strays: float = 0.5
-    misled: float = 0.0
 
 
 TASKS = {
     "lift": Task(LiftEnv, noise=0.1, strays=0.0),
     "can": Task(CanEnv, noise=0.1),
-    "square": Task(SquareEnv, noise=0.05, misled=0.5),
+    "square": Task(SquareEnv, noise=0.05),
 }
 
 
@@ -95,7 +93,6 @@ def collect_demos(
     noise: float | None = None,
     nudges: float | None = None,
     strays: float | None = None,
-    misled: float | None = None,
     seed: int = 0,
     workers: int | None = None,
     valid_fraction: float = 0.1,
@@ -115,7 +112,6 @@ def collect_demos(
         nudges: chance that a step begins a nudge (see `envs.expert.Expert`); None takes the task's own.
         strays: chance that a demonstration begins after the hand was led astray (see `envs.episodes.record_episode`); None takes
             the task's own, and 0 for another style than plain.
-        misled: share of these in which the expert took the object to be elsewhere, in place of a push; None takes the task's own.
         seed: of the collection, 0 to 999.
         workers: processes; None takes one per processor.
         valid_fraction: of the demonstrations are put in mask/valid, the others in mask/train.
@@ -128,13 +124,12 @@ def collect_demos(
         KeyboardInterrupt: when interrupted; what was collected is kept for the next call.
     """
     started = time.monotonic()
-    chosen = _check(task, demos, style, noise, nudges, strays, misled, seed, workers, valid_fraction)
+    chosen = _check(task, demos, style, noise, nudges, strays, seed, workers, valid_fraction)
     manner = Manner(
         noise=chosen.noise if noise is None else noise,
         nudges=chosen.nudges if nudges is None else nudges,
         style=style,
         strays=(chosen.strays if style == "plain" else 0.0) if strays is None else strays,
-        misled=chosen.misled if misled is None else misled,
     )
     out = Path("data", f"{task}.hdf5" if style == "plain" else f"{task}-{style}.hdf5") if out is None else Path(out)
     if out.exists() and not overwrite:
@@ -271,7 +266,6 @@ def _check(
     noise: float | None,
     nudges: float | None,
     strays: float | None,
-    misled: float | None,
     seed: int,
     workers: int | None,
     valid_fraction: float,
@@ -290,8 +284,6 @@ def _check(
         raise ConfigError(f"nudges must be a chance from 0 to 1 a step, not {nudges}.")
     if strays is not None and not 0.0 <= strays <= 1.0:
         raise ConfigError(f"strays must be a chance from 0 to 1 a demonstration, not {strays}.")
-    if misled is not None and not 0.0 <= misled <= 1.0:
-        raise ConfigError(f"misled must be a share of the strays from 0 to 1, not {misled}.")
     if not 0 <= seed <= _MAX_COLLECTION_SEED:
         raise ConfigError(f"seed must be from 0 to {_MAX_COLLECTION_SEED}, not {seed}: seeds above are for evaluation.")
     worker_count(workers, demos)

@@ -15,17 +15,15 @@ if TYPE_CHECKING:
 
 HOLD_STEPS = 5
 """Control steps recorded after the first success (a quarter of a second), so that a policy sees how success is kept."""
-STRAY_WITHIN, MISLED_WITHIN = 80, 120
-"""Control steps from the start within which a hand is led astray, and at most for which its expert is misled."""
-MISLED_BY, MISLED_TURN = 0.025, 0.5
-"""Metres and radians, at most, by which an expert is mistaken about the object's place and yaw."""
+STRAY_WITHIN = 80
+"""Control steps from the start within which a hand is led astray."""
 STRAY_STEPS = (3, 16)
 """Control steps for which it is, from and to (exclusive)."""
 SHORTEST = 32
 """Control steps of a record that begins after that; shorter ones are left out, for chunks must fit into demonstrations."""
 
 
-def record_episode(env: RobosuiteEnv, expert: Expert, seed: int, strays: float = 0.0, misled: float = 0.0) -> Episode | None:
+def record_episode(env: RobosuiteEnv, expert: Expert, seed: int, strays: float = 0.0) -> Episode | None:
     """Lets an expert act until `HOLD_STEPS` after success, from a seeded start or from where the hand was led astray.
 
     Args:
@@ -33,7 +31,6 @@ def record_episode(env: RobosuiteEnv, expert: Expert, seed: int, strays: float =
         expert: fresh, with its own noise (some of which has been drawn where the record begins later).
         seed: of the start state, and of whether and how the hand is led astray.
         strays: chance that the record begins after that (see `_lead_astray`).
-        misled: share of these in which the expert is mistaken, in place of a push (see `_mislead`).
 
     Returns:
         The episode, or None where the task was not solved within `MAX_EPISODE_STEPS`, or not any more at the end, or where too
@@ -42,7 +39,7 @@ def record_episode(env: RobosuiteEnv, expert: Expert, seed: int, strays: float =
     observation, info = env.reset(seed=seed)
     rng = np.random.default_rng((seed, 3))  # not the streams of the start state and of the expert
     if astray := rng.random() < strays:
-        observation, info = _lead_astray(env, expert, observation, rng, misled)
+        observation, info = _lead_astray(env, expert, observation, rng)
         if info["success"]:  # the expert was done before
             astray, (observation, info) = False, env.reset(seed=seed)
     seen, states, actions, solved = [observation], [], [], []
@@ -69,9 +66,12 @@ def record_episode(env: RobosuiteEnv, expert: Expert, seed: int, strays: float =
 
 
 def _lead_astray(
-    env: RobosuiteEnv, expert: Expert, observation: Observation, rng: np.random.Generator, misled: float
+    env: RobosuiteEnv, expert: Expert, observation: Observation, rng: np.random.Generator
 ) -> tuple[Observation, dict[str, Any]]:
     """Takes the hand from its work to somewhere else, unrecorded, so that what is recorded shows nothing but the way back.
+
+    The expert acts for a while, then the hand moves straight in a random direction and its fingers open or close at random. The
+    hand is not turned: codes that hold little of rotations hardly bring it back (docs/tasks.md).
 
     It makes a policy's own errors, which an expert never makes. Recorded, they would be taught; disturbances of which the record
     holds the correction alone are the idea of DART (Laskey et al. 2017, arXiv:1703.09327). The state is then started from afresh
@@ -81,28 +81,6 @@ def _lead_astray(
     Returns:
         What is seen there, and `info`.
     """
-    if misled and rng.random() < misled:
-        _mislead(env, expert, observation, rng)
-    else:
-        _push_away(env, expert, observation, rng)
-    return env.reset(options={"state": env.flat_state()})
-
-
-def _mislead(env: RobosuiteEnv, expert: Expert, observation: Observation, rng: np.random.Generator) -> None:
-    """The expert acts for a while, mistaken about where the object is: fingers that close beside it, jam, or place it badly."""
-    direction = rng.uniform(-np.pi, np.pi)
-    shift = MISLED_BY * np.sqrt(rng.random()) * np.array([np.cos(direction), np.sin(direction), 0.0])
-    expert.mislead(shift, rng.uniform(-MISLED_TURN, MISLED_TURN))
-    for _ in range(rng.integers(MISLED_WITHIN)):
-        observation = env.step(expert.act(observation))[0]
-    expert.mislead(np.zeros(3), 0.0)
-
-
-def _push_away(env: RobosuiteEnv, expert: Expert, observation: Observation, rng: np.random.Generator) -> None:
-    """The expert acts for a while, then the hand moves straight in a random direction and its fingers open or close at random.
-
-    The hand is not turned: codes that hold little of rotations hardly bring it back (docs/tasks.md).
-    """
     for _ in range(rng.integers(STRAY_WITHIN)):
         observation = env.step(expert.act(observation))[0]
     direction = rng.normal(size=3)
@@ -110,3 +88,4 @@ def _push_away(env: RobosuiteEnv, expert: Expert, observation: Observation, rng:
     stray = np.array([*push, 0.0, 0.0, 0.0, rng.choice((OPEN, CLOSED))])
     for _ in range(rng.integers(*STRAY_STEPS)):
         env.step(env.from_relative(stray))
+    return env.reset(options={"state": env.flat_state()})

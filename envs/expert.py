@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Float
 
-from daps_robot.envs.hand import Hand, Vector, approach, bent, turned, wrap
+from daps_robot.envs.hand import Hand, Vector, approach, bent, wrap
 from daps_robot.envs.styles import PLAIN, STYLES
 
 OPEN, CLOSED = -1.0, 1.0
@@ -45,7 +45,6 @@ class Expert:
     _turn_speed: ClassVar[float] = 0.6
     _nudge_steps: ClassVar[int] = 6
     _nudge_size: ClassVar[float] = 0.5
-    _nudge_turn: ClassVar[float] = 0.0  # action units, about the vertical, of a push
     _slip_steps: ClassVar[int] = 6
     _miss_steps: ClassVar[int] = 25
 
@@ -55,10 +54,10 @@ class Expert:
     _wide: ClassVar[float] = 0.06  # an opening that passes the object
     _top: ClassVar[float] = 0.08  # of the funnel that leads down to the object
     _steep: ClassVar[float] = 3.0  # rise of its wall
+    _twisted: ClassVar[tuple[float, float]] = (0.15, 0.12)  # radians free, metres a radian beyond
     _let_go_opening: ClassVar[float] = 0.07
     _half_turns: ClassVar[float] = np.pi  # the fingers may hold the object turned by this
     _aslant: ClassVar[float] = np.inf  # radians off the grasp's yaw at which fingers jam before they hold
-    _pose_at: ClassVar[int] = 7  # of the object's position and quaternion, in the observation "object"
     _miss_above: ClassVar[float] = 0.04
 
     def __init__(
@@ -73,20 +72,19 @@ class Expert:
         noise: standard deviation of the Gaussian noise on the six arm actions, in action units; never on the gripper.
         seed: of noise, nudges and style.
         nudges: chance that a step begins a nudge, six steps in which a constant push in a random direction is added to the
-            translation (in Square, a turn about the vertical too). What follows shows how to come back from some centimetres
+            translation. What follows shows how to come back from some centimetres
             off, which white noise never does.
         style: "plain", or "human" with pauses, detours, several grasps, misses and drops (see `styles.Style`).
         translate: from a relative action to one of the environment, which is in the state that was observed.
         """
         self.noise, self.nudges = noise, nudges
         self._rng = np.random.default_rng((seed, 1))  # not the stream that the start state comes from
-        self._push = np.zeros(6)
+        self._push = np.zeros(3)
         self._push_left = 0
         self._whims = np.random.default_rng((seed, 2))
         self.style = STYLES[style](self._whims)
         self._translate = translate
         self._misses, self._drops = self.style.misses, self.style.drops
-        self._shift, self._twist = np.zeros(3), 0.0
         self._pause_left = self._slip_left = self._missing = self._carried = 0
         self._gripper: float | None = None
         self._wait_left: int | None = None
@@ -104,7 +102,7 @@ class Expert:
             makes of it.
         """
         hand = Hand(observation)
-        move, yaw, gripper = self._decide(hand, self._seen(observation["object"]))
+        move, yaw, gripper = self._decide(hand, np.asarray(observation["object"], np.float64))
         if self.style is not PLAIN and self._hesitates(gripper):
             move, yaw, gripper = np.zeros(3), hand.yaw, self._gripper
         speed = self._speed * self.style.speed
@@ -116,33 +114,19 @@ class Expert:
         if self.noise > 0.0:
             action[:6] += self._rng.normal(0.0, self.noise, 6)
         if self.nudges > 0.0:
-            action[:6] += self._nudge()
+            action[:3] += self._nudge()
         action[6] = gripper
         action = np.clip(action, -1.0, 1.0).astype(np.float32)
         return action if self._translate is None else self._translate(action).astype(np.float32)
 
-    def mislead(self, shift: Vector, twist: float) -> None:
-        """From now on it takes the object to be `shift` (3,) metres away from where it is, and turned by `twist` radians about
-        the vertical: a policy's own error. No shift and no twist set it right again."""
-        self._shift, self._twist = shift, twist
-
-    def _seen(self, obj: np.ndarray) -> Float[np.ndarray, " o"]:
-        """The observation "object" as it is taken to be (what is relative to the hand is left, for no expert goes by it)."""
-        obj = np.array(obj, np.float64)
-        at = self._pose_at
-        obj[at : at + 3] += self._shift
-        obj[at + 3 : at + 7] = turned(obj[at + 3 : at + 7], self._twist)
-        return obj
-
-    def _nudge(self) -> Float[np.ndarray, " 6"]:
+    def _nudge(self) -> Vector:
         """The push at this step, which is zero between nudges."""
         if self._push_left == 0 and self._rng.random() < self.nudges:
             direction = self._rng.normal(size=3)
-            turn = self._rng.uniform(-self._nudge_turn, self._nudge_turn) if self._nudge_turn else 0.0
-            self._push = np.array([*(self._nudge_size * direction / np.linalg.norm(direction)), 0.0, 0.0, turn])
+            self._push = self._nudge_size * direction / np.linalg.norm(direction)
             self._push_left = self._nudge_steps
         if self._push_left == 0:
-            return np.zeros(6)
+            return np.zeros(3)
         self._push_left -= 1
         return self._push
 
@@ -192,7 +176,8 @@ class Expert:
             return to_grasp, yaw, CLOSED
         misaligned = abs(wrap(turn, self._half_turns)) if self.style is PLAIN else abs(turn)
         aside = float(np.hypot(*to_grasp[:2]))
-        move = approach(to_grasp, aside, misaligned, hand.opening, self._wide, self._top + self.style.lift, self._steep)
+        top = self._top + self.style.lift
+        move = approach(to_grasp, aside, misaligned, hand.opening, self._wide, top, self._steep, self._twisted)
         return bent(move, aside, BEND * self.style.bend), yaw, OPEN
 
     def _around(self, hand: Hand, to_grasp: Vector) -> bool:

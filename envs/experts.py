@@ -16,7 +16,6 @@ class LiftExpert(Expert):
     _held_opening = 0.0445  # the cube is 40 to 44 mm wide
     _closing_reach = 0.02
     _half_turns = np.pi / 2
-    _pose_at = 0
 
     def _grasp(self, hand: Hand, obj: Float[np.ndarray, " o"]) -> tuple[Vector, float]:
         yaw = wrap(yaw_of(rotation_matrix(obj[3:7])), np.pi / 2)  # never more than an eighth of a turn from rest
@@ -87,7 +86,7 @@ class CanExpert(Expert):
 class SquareExpert(Expert):
     """Grasps the nut by its handle, turns it square to the peg, and lowers it over."""
 
-    _speed = 0.7
+    _speed, _turn_speed = 0.4, 0.3  # as slow as people are: faster, half of a demonstration's care lies in a chunk or two
     _peg = np.array([0.23, 0.1])
     _handle = np.array([0.054, 0.0, 0.0])  # in the nut's axes
     _clear_height = 0.98  # of the nut, its lower side above the peg
@@ -95,8 +94,8 @@ class SquareExpert(Expert):
     _placed_height = 0.865
     _held_opening = 0.038  # the handle is 32 mm wide
     _let_go_opening = 0.06
+    _twisted = (0.05, 0.3)  # turned first, then down
     _aslant = 0.2
-    _nudge_turn = 0.8
     _miss_above = 0.035
 
     def _placed(self, obj: Float[np.ndarray, " o"]) -> bool:

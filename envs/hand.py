@@ -44,7 +44,14 @@ class Hand:
 
 
 def approach(
-    to_grasp: Vector, aside: float, misaligned: float, opening: float, wide: float, top: float = 0.08, steep: float = 3.0
+    to_grasp: Vector,
+    aside: float,
+    misaligned: float,
+    opening: float,
+    wide: float,
+    top: float = 0.08,
+    steep: float = 3.0,
+    twisted: tuple[float, float] = (0.15, 0.12),
 ) -> Vector:
     """The way down to a grasp: inside a funnel above it, so that open fingers pass the object on both sides.
 
@@ -56,8 +63,10 @@ def approach(
         wide: an opening that passes the object.
         top: height of the funnel.
         steep: metres that its wall rises a metre aside.
+        twisted: radians that the hand may be turned off at its bottom, and metres that its wall rises a radian beyond.
     """
-    height = steep * max(0.0, aside - 0.008) + 0.12 * max(0.0, misaligned - 0.15)
+    free, rise = twisted
+    height = steep * max(0.0, aside - 0.008) + rise * max(0.0, misaligned - free)
     if opening < wide:
         height = max(height, 0.6 * top)
     return to_grasp + np.array([0.0, 0.0, min(height, top)])
@@ -87,15 +96,6 @@ def rotation_matrix(quat: Float[np.ndarray, " 4"]) -> Float[np.ndarray, "3 3"]:
             [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
         ]
     )
-
-
-def turned(quat: Float[np.ndarray, " 4"], angle: float) -> Float[np.ndarray, " 4"]:
-    """A quaternion x y z w turned by an angle about the world's z axis."""
-    if angle == 0.0:
-        return quat
-    x, y, z, w = quat
-    c, s = np.cos(angle / 2), np.sin(angle / 2)
-    return np.array([c * x - s * y, c * y + s * x, c * z + s * w, c * w - s * z])
 
 
 def yaw_of(rotation: Float[np.ndarray, "3 3"]) -> float:

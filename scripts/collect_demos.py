@@ -31,9 +31,6 @@ class Arguments:
     strays: float | None = None
     """Chance that a demonstration begins after the hand was led astray, unrecorded, and shows the way back (by default
     the task's own, and 0 for another style than plain)."""
-    misled: float | None = None
-    """Share of these in which the expert was mistaken about where the object is, in place of a push aside (by default the
-    task's own: half of Square's, none of the others')."""
     seed: int = 0
     """Seed of the collection, 0 to 999."""
     workers: int | None = None

@@ -67,8 +67,8 @@ def test_a_demonstration_replays_from_its_first_state(reference, make_env):
 
 def test_led_astray_the_record_holds_the_way_back_alone_and_can_be_replayed(tmp_path, make_env):
     """Lift, the shortest: where the expert was done before the hand was led astray, the record begins at the beginning."""
-    report = collect_demos("lift", tmp_path / "lift.hdf5", demos=6, workers=1, seed=4, strays=1.0, misled=0.5)
-    again = collect_demos("lift", tmp_path / "again.hdf5", demos=6, workers=2, seed=4, strays=1.0, misled=0.5)
+    report = collect_demos("lift", tmp_path / "lift.hdf5", demos=6, workers=1, seed=4, strays=1.0)
+    again = collect_demos("lift", tmp_path / "again.hdf5", demos=6, workers=2, seed=4, strays=1.0)
     assert digest(again.path) == digest(report.path)
     env = make_env("daps_robot/Lift-v0")
     astray = 0
@@ -159,7 +159,6 @@ def test_killed_at_any_time_it_leaves_no_half_file_and_goes_on(reference, tmp_pa
         ({"demos": 0}, "demos"),
         ({"noise": -0.1}, "noise"),
         ({"strays": 1.5}, "strays"),
-        ({"misled": -0.5}, "misled"),
         ({"style": "humane"}, "plain, human"),
         ({"seed": 1000}, "seed"),
         ({"workers": -1}, "workers"),
