@@ -140,7 +140,7 @@ def collect_demos(
         **asdict(manner),
         "seed": seed,
         "robosuite": robosuite.__version__,
-        "layout": 2,
+        "layout": 3,  # of the file and of what experts do: a collection under another number is not gone on with
     }
     with DemoWriter(out, settings) as writer:
         collection = _Collection(writer, demos)

@@ -49,6 +49,7 @@ class Expert:
     _miss_steps: ClassVar[int] = 25
 
     _held_opening: ClassVar[float]  # a little wider than what is held
+    _reach: ClassVar[float] = 0.012  # metres off the grasp within which fingers begin to close, and go on closing
     _closing_reach: ClassVar[float] = 0.025
     _tall: ClassVar[float] = 0.0  # metres by which the grasp's height matters less than its place
     _wide: ClassVar[float] = 0.06  # an opening that passes the object
@@ -182,7 +183,7 @@ class Expert:
 
     def _around(self, hand: Hand, to_grasp: Vector) -> bool:
         """Whether the fingers are where they should close; fingers that have begun to close go on closing."""
-        reach = 0.012 if hand.opening > 0.07 else self._closing_reach
+        reach = self._reach if hand.opening > 0.07 else self._closing_reach
         return float(np.hypot(*to_grasp[:2])) < reach and abs(to_grasp[2]) < reach + self._tall
 
     def _slips(self, hand: Hand, to_grasp: Vector) -> bool:

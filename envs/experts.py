@@ -88,12 +88,13 @@ class SquareExpert(Expert):
 
     _speed, _turn_speed = 0.4, 0.3  # as slow as people are: faster, half of a demonstration's care lies in a chunk or two
     _peg = np.array([0.23, 0.1])
-    _handle = np.array([0.054, 0.0, 0.0])  # in the nut's axes
+    _handle = np.array([0.062, 0.0, 0.0])  # in the nut's axes; nearer to the nut, fingers a centimetre off land on it
     _clear_height = 0.98  # of the nut, its lower side above the peg
     _peg_top = 0.95
     _placed_height = 0.865
     _held_opening = 0.038  # the handle is 32 mm wide
     _let_go_opening = 0.06
+    _reach = 0.008
     _twisted = (0.05, 0.3)  # turned first, then down
     _aslant = 0.2
     _miss_above = 0.035
@@ -111,7 +112,7 @@ class SquareExpert(Expert):
             ends = other - self._crooked(yaw_of(rotation))
             if self.style.side > 0.0 and within_reach(other) and within_reach(ends):
                 yaw = other
-            handle = handle + np.array([0.008 * (1.0 + self.style.along), 0.0, 0.0])
+            handle = handle + np.array([0.008 * self.style.along, 0.0, 0.0])
         return nut + rotation @ handle - hand.position, yaw
 
     def _crooked(self, nut_yaw: float) -> float:

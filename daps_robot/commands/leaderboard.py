@@ -22,6 +22,7 @@ from daps_robot.commands.policy_run import (
     Study,
     check_horizon,
     check_policy,
+    check_rotation,
     horizon_of,
     run_policy,
     usual_method,
@@ -68,6 +69,7 @@ def run(config: Leaderboard) -> list[Standing]:
         check_policy(name, config.tokenizer, config.method)  # a wrong name costs nothing yet
     path, started = fetch(config.dataset), time.perf_counter()
     demos = read_demos(path)
+    check_rotation(config, demos)
     for name in names:
         check_horizon(name, config.tokenizer, demos)
     env = study_env(demos, config.env)
@@ -130,7 +132,7 @@ def row(run: JSON) -> JSON:
         "best_step": run["best_step"],
         "last_steps": " ".join(str(step) for step in run["last"]),
         "ceiling": rate([run["ceiling"] or {}], "success"),
-        **{name: run[name] for name in ("bits", "horizon", "execute", "method", "history", "parameters")},
+        **{name: run[name] for name in ("bits", "horizon", "execute", "method", "history", "obs_rotation", "parameters")},
         **{f"seconds.{stage}": run["seconds"].get(stage) for stage in ("tokenizer", "policy")},
     }
 

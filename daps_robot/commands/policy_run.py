@@ -23,7 +23,7 @@ from daps_robot.commands.train_action_vae import ChunkTokenizerConfig, TrainActi
 from daps_robot.commands.train_policy import TrainPolicy, policy_class
 from daps_robot.config import from_json
 from daps_robot.data.demos import DemoSet
-from daps_robot.data.quaternions import ObservedRotation
+from daps_robot.data.quaternions import ObservedRotation, quaternion_columns
 from daps_robot.errors import ConfigError, DataError
 from daps_robot.estimators.fitted import FITTED
 from daps_robot.models.policies import POLICIES
@@ -248,6 +248,12 @@ def check_horizon(name: str, tokenizer: ChunkTokenizerConfig, demos: DemoSet) ->
         )
 
 
+def check_rotation(study: Study, demos: DemoSet) -> None:
+    """Raises ConfigError or DataError where policies are to see 6-D rotations of quaternions that are not there, or are none."""
+    if study.obs_rotation != "as-recorded":
+        quaternion_columns(demos)
+
+
 def run_policy(folder: Path, run: PolicyRun, workers: int | None) -> JSON:
     """What all pieces of a run found; those that are not there yet are run."""
     learning, seed = run.learning, run.seed
@@ -282,6 +288,7 @@ def run_policy(folder: Path, run: PolicyRun, workers: int | None) -> JSON:
         "execute": execute,
         "method": usual if method == "auto" else method,
         "history": run.history,
+        "obs_rotation": run.obs_rotation,
         "model": str(folder / place / "model"),
         "seconds": seconds,
         "best": roll_out("best", "model"),

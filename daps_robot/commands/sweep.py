@@ -18,6 +18,7 @@ from daps_robot.commands.policy_run import (
     Study,
     check_horizon,
     check_policy,
+    check_rotation,
     horizon_of,
     predicts_codes,
     run_policy,
@@ -103,6 +104,7 @@ def check(config: Sweep, demos: DemoSet) -> None:
         raise ConfigError(f"--values {config.all_values[0]}: from 1")
     if config.vary == "demonstrations" and config.all_values[-1] > len(demos.train):
         raise ConfigError(f"--values {config.all_values[-1]}: {config.dataset} has {len(demos.train)} training demonstrations")
+    check_rotation(config, demos)
     for value in config.all_values:
         size = tokenizer_with(config, value)
         make_front_end(ChunkFrontEndConfig(size.horizon, 1, min(size.positions, size.horizon)))  # horizon and positions must fit
@@ -135,6 +137,7 @@ def plans(config: Sweep, dataset: str, learning: Learning, seed: int) -> Iterato
                 execute=value if config.vary == "execute" else None,
                 method=config.method,
                 history=config.history,
+                obs_rotation=config.obs_rotation,
             )
             # of what is executed alone, nothing has to be trained again
             folder = f"{name}-{seed}" if config.vary == "execute" else f"{name}-{config.vary}{value}-{seed}"
@@ -159,6 +162,9 @@ def row(result: JSON) -> JSON:
         **{name: result[name] for name in ("line", "value", "seed")},
         **{name: sum(best[name]) / len(best[name]) for name in ("success", "score")},
         "ceiling": sum(ceiling) / len(ceiling) if ceiling else None,
-        **{name: result[name] for name in ("bits", "horizon", "execute", "method", "history", "parameters", "best_step")},
+        **{
+            name: result[name]
+            for name in ("bits", "horizon", "execute", "method", "history", "obs_rotation", "parameters", "best_step")
+        },
         **{f"seconds.{stage}": result["seconds"].get(stage) for stage in ("tokenizer", "policy")},
     }

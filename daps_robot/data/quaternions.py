@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from daps_robot.data.demos import DemoSet
 from daps_robot.errors import ConfigError, DataError
 
 ObservedRotation = Literal["as-recorded", "6d"]
 """What networks see of quaternions: these, or 6-D rotations (see `rotations.expand_quaternions`)."""
-UNIT = 0.01
+_UNIT = 0.01
 """How far from 1 the length of a key's own quaternion may be."""
 _SURELY_UNIT = 1e-4
 
@@ -29,7 +30,8 @@ def quaternion_columns(demos: DemoSet) -> tuple[int, ...]:
     """Where, in the observations side by side, quaternions begin, in order.
 
     Keys that end in _quat are quaternions. Inside of other keys, such as robomimic's `object`, four neighbouring columns are one
-    that are of unit length at every step of all demonstrations.
+    that are of unit length at every step of all demonstrations, and of which three change at least: sines and cosines beside
+    zeros, or a gripper that is 1 or -1 beside them, are of unit length too, and would lose their sign.
 
     Raises:
         ConfigError: there is none, or a key that ends in _quat has other than four columns.
@@ -50,13 +52,14 @@ def quaternion_columns(demos: DemoSet) -> tuple[int, ...]:
 
 
 def unit_columns(demos: DemoSet, key: str) -> list[int]:
-    """Where, in an observation key, four neighbouring columns begin that are of unit length at every step; none overlap."""
+    """Where, in an observation key, four columns begin that `quaternion_columns` takes for a quaternion; none overlap."""
     if demos.obs_dims[key] < 4:
         return []
-    squares = np.concatenate([demo.obs[key] for demo in demos.demos]).astype(np.float64) ** 2
-    unit = (abs(np.lib.stride_tricks.sliding_window_view(squares, 4, axis=1).sum(-1) - 1) < 2 * _SURELY_UNIT).all(0)
+    values = np.concatenate([demo.obs[key] for demo in demos.demos]).astype(np.float64)
+    unit = (abs(sliding_window_view(values**2, 4, axis=1).sum(-1) - 1) < 2 * _SURELY_UNIT).all(0)
+    changing = sliding_window_view(np.ptp(values, axis=0) > 0, 4).sum(-1)
     starts: list[int] = []
-    for start in np.flatnonzero(unit):
+    for start in np.flatnonzero(unit & (changing >= 3)):
         if not starts or start >= starts[-1] + 4:
             starts.append(int(start))
     return starts
@@ -76,6 +79,6 @@ def _check_named(demos: DemoSet, key: str, size: int) -> None:
     if size != 4:
         raise ConfigError(f"{demos.path}: '{key}' has {size} columns, where --obs-rotation 6d needs a quaternion's four")
     for demo in demos.demos:
-        off = abs(np.linalg.norm(demo.obs[key], axis=1) - 1) > UNIT
+        off = abs(np.linalg.norm(demo.obs[key], axis=1) - 1) > _UNIT
         if off.any():
             raise DataError(f"{demos.path}: {demo.name}: '{key}' is no unit quaternion at step {int(np.argmax(off))}.")

@@ -41,7 +41,7 @@ class Graph(nn.Module):
             *codes, chunk = policy.decide(observations)
         else:
             codes, chunk = [], policy.action_scaler.denormalize(policy.decode(policy.scaler.normalize(seen)))
-        finite = (seen.square().sum() + policy.scaler.normalize(seen).square().sum()).isfinite()
+        finite = (observations.square().sum() + policy.scaler.normalize(seen).square().sum()).isfinite()
         return (*codes, torch.where(finite, chunk, torch.full_like(chunk, torch.nan)))
 
 

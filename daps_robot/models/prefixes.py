@@ -53,6 +53,17 @@ def encodable(x: Float[Tensor, "b *x"], shape: tuple[int, ...]) -> Float[Tensor,
     return single
 
 
+def check_observation(observation: Float[Tensor, "b o"], batch: int, values: int) -> None:
+    """Raises ConfigError where these are no observations for `batch` code sequences, DataError where one is not finite."""
+    if observation.shape != (batch, values):
+        raise ConfigError(f"this decoder sees observations of shape {(batch, values)}, not {tuple(observation.shape)}")
+    if not observation.isfinite().all():
+        row, column = (int(i) for i in (~observation.isfinite()).nonzero()[0])
+        raise DataError(
+            f"observation {row} is {float(observation[row, column]):g} at value {column}: a decoder makes nothing of that"
+        )
+
+
 def check_codes(codes: Int[Tensor, "b k l"], size: CodeModelConfig, ordered: bool) -> None:
     """Raises ConfigError where these are no code sequences of that size (if `ordered`, or prefixes of such)."""
     lengths = range(1 if ordered else size.positions, size.positions + 1)

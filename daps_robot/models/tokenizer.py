@@ -30,7 +30,7 @@ from daps_robot.models.posteriors import (
     ResidualPosterior,
     make_posterior,
 )
-from daps_robot.models.prefixes import check_codes, encodable, seen_codes
+from daps_robot.models.prefixes import check_codes, check_observation, encodable, seen_codes
 from daps_robot.models.pretrained import find_model, load_pretrained, restore, save_pretrained
 from daps_robot.models.sampling import CodeSample, greedy, sample
 from daps_robot.parallel import uniform
@@ -254,9 +254,13 @@ class Tokenizer(nn.Module):
         """Reconstructions in the data's units; every sequence of codes decodes, with nested dropout every prefix of one.
 
         Raises:
-            ConfigError: a code lies outside the vocabulary, or the sequences have a length that does not decode.
+            ConfigError: a code lies outside the vocabulary, the sequences have a length that does not decode, or a conditioned
+                decoder is given no observation, or one of another shape.
+            DataError: a value of an observation that it reads is not finite.
         """
         check_codes(codes, self.config.codes, self.config.ordered)
+        if observation is not None and self.obs_scaler is not None:
+            check_observation(observation, len(codes), self.observation_dim)
         return self.decode_embedded(self.embed(codes), observation)
 
     @torch.no_grad()

@@ -106,7 +106,10 @@ def conditions(runs: Sequence[JSON]) -> str:
     parts = [f"{method} ({', '.join(policies)})" for method, policies in chosen.items()]
     text = f"Codes are chosen by {' and '.join(parts)}. " if parts else ""
     n = runs[0]["history"]
-    return text + ("" if n is None else f"Every policy sees {n} observation{'s' if n > 1 else ''}.")
+    seen = [] if n is None else [f"{n} observation{'s' if n > 1 else ''}"]
+    if runs[0]["obs_rotation"] == "6d":
+        seen.append("quaternions as 6-D rotations")
+    return text + (f"Every policy sees {' and '.join(seen)}." if seen else "")
 
 
 def models_of(runs: Sequence[JSON]) -> tuple[Models, ...]:

@@ -53,11 +53,25 @@ def test_one_step_of_another_length_and_it_is_none():
 
 
 def test_those_that_overlap_are_one():
-    def padded(rng, steps):
-        angle = rng.uniform(0, 6, steps)
-        return np.column_stack([np.zeros((steps, 3)), np.cos(angle), np.sin(angle), np.zeros((steps, 3))])
+    def repeated(rng, steps):
+        x, y, z, w = quaternions(rng, steps).T
+        return np.column_stack([x, y, z, w, x, y])
 
-    assert unit_columns(demo_set(object=padded), "object") == [1]
+    assert unit_columns(demo_set(object=repeated), "object") == [0]
+
+
+def test_unit_length_beside_zeros_is_no_quaternion():
+    """q and -q are one rotation: open and closed fingers, or an angle and its opposite, would look the same."""
+
+    def angle(rng, steps):
+        turn = rng.uniform(0, 6, steps)
+        return np.column_stack([np.zeros((steps, 3)), np.cos(turn), np.sin(turn), np.zeros((steps, 3))])
+
+    def gripper(rng, steps):
+        return np.column_stack([rng.normal(size=(steps, 3)), np.zeros((steps, 3)), rng.choice([-1, 1], steps)])
+
+    demos = demo_set(angle=angle, gripper=gripper)
+    assert unit_columns(demos, "angle") == [] and unit_columns(demos, "gripper") == []
 
 
 def test_data_without_any_are_refused():

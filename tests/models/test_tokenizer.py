@@ -127,6 +127,20 @@ def test_a_conditioned_decoder_may_see_quaternions_of_which_the_sign_is_nothing(
         Tokenizer(replace(config, quaternions=(3,)))
 
 
+@pytest.mark.parametrize(
+    ("observation", "error", "message"),
+    [
+        (None, ConfigError, "conditioned on the observation"),
+        (torch.zeros(3, 1), ConfigError, r"shape \(3, 5\), not \(3, 1\)"),
+        (torch.zeros(1, 5), ConfigError, r"shape \(3, 5\), not \(1, 5\)"),
+        (torch.tensor([[0.0] * 5, [0.0] * 3 + [math.nan, 0.0], [0.0] * 5]), DataError, "observation 1 is nan at value 3"),
+    ],
+)
+def test_a_conditioned_decoder_refuses_what_it_cannot_read(observation, error, message):
+    with pytest.raises(error, match=message):
+        Tokenizer(KINDS["conditioned"]).decode(torch.zeros(3, 1, 4, dtype=torch.int64), observation)
+
+
 def test_a_conditioned_decoder_reads_the_normalised_observation():
     config = KINDS["conditioned"]
     scaler = Scaler(torch.full((5,), 100.0), torch.full((5,), 10.0))

@@ -34,6 +34,7 @@ def made_run(policy, seed, graded=False, last=2, ceiling=True):
         "execute": 4,
         "method": {"diffusion": None, "bins": "consensus"}.get(policy, "expected"),
         "history": 2,
+        "obs_rotation": "as-recorded",
         "seconds": {"policy": 60.0, **({"tokenizer": 120.0} if of_codes else {})},
         "best": played(rate, seed, graded),
         "last": {str(step): played(rate - 0.1 * step, 10 * seed + step, graded) for step in range(last)},
@@ -150,6 +151,9 @@ def test_lines_of_a_sweep_and_their_page(tmp_path):
     assert lines[0].points[2].means["success"].mean > lines[0].points[0].means["success"].mean
     text = write_sweep(tmp_path, lines, made_runs(), "vocabulary", "can", "daps_robot/Can-v0").read_text()
     assert "Codes are chosen by consensus (bins) and expected (daps, fsq). Every policy sees 2 observations." in text
+    turned = [{**run, "obs_rotation": "6d"} for run in made_runs()]
+    text = write_sweep(tmp_path, lines, turned, "vocabulary", "can", "daps_robot/Can-v0").read_text()
+    assert "Every policy sees 2 observations and quaternions as 6-D rotations." in text
     assert "can: success against bits per chunk" in text and text.count("<svg") == 1
     assert re.findall(r"<tr><th>(\d+)</th><td>(\d+)</td>", text) == [("4", "16"), ("16", "32"), ("64", "48")]
     assert text.count("<th>ceiling</th>") == 2 and "difference to daps" in text

@@ -16,7 +16,8 @@ from point_env import PointEnv, PointExpert
 
 from daps_robot.commands.leaderboard import Leaderboard
 from daps_robot.commands.leaderboard import run as rank
-from daps_robot.commands.sweep import Sweep
+from daps_robot.commands.policy_run import Learning
+from daps_robot.commands.sweep import Sweep, plans
 from daps_robot.commands.sweep import run as sweep
 from daps_robot.commands.train_action_vae import ChunkTokenizerConfig
 from daps_robot.config import save_json
@@ -308,6 +309,13 @@ def test_what_policies_see_and_how_codes_are_chosen_needs_no_other_tokenizer(pla
     assert "Codes are chosen by greedy (fsq). Every policy sees 3 observations." in (out / "index.html").read_text()
 
 
+def test_what_a_sweep_says_of_policies_reaches_every_run():
+    said = {"history": 3, "method": "greedy", "obs_rotation": "6d", "episodes": 7, "max_steps": 9, "ceiling_episodes": 4}
+    config = Sweep(**said, tokenizer=SIZE, vary="demonstrations", policies=("fsq", "regression"))
+    for _, _, planned in plans(config, "x", Learning("", ""), 0):
+        assert {name: getattr(planned, name) for name in said} == said and planned.tokenizer == SIZE
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -322,6 +330,7 @@ def test_what_policies_see_and_how_codes_are_chosen_needs_no_other_tokenizer(pla
         ),
         ({"vary": "horizon", "values": (8, 32)}, "demo_0 has 24 steps, fewer than a chunk of 32 of daps"),
         ({"values": (0,)}, "from 1"),
+        ({"obs_rotation": "6d"}, "point.hdf5 hold none"),
     ],
 )
 def test_what_cannot_be_swept_is_refused_at_once(settings, message, started):
