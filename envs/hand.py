@@ -49,9 +49,9 @@ def approach(
     misaligned: float,
     opening: float,
     wide: float,
-    top: float = 0.08,
-    steep: float = 3.0,
-    twisted: tuple[float, float] = (0.15, 0.12),
+    top: float,
+    steep: float,
+    twisted: tuple[float, float],
 ) -> Vector:
     """The way down to a grasp: inside a funnel above it, so that open fingers pass the object on both sides.
 

@@ -75,15 +75,13 @@ def run(config: Leaderboard) -> list[Standing]:
     env = study_env(demos, config.env)
     learning = Learning(demos.sha256, env, budget=config.budget)
     out = results_folder("leaderboard", config.name or dataset_name(config.dataset))
-    shared = ("last", "episodes", "ceiling_episodes", "max_steps", "tokenizer", "method", "history", "obs_rotation")
-    rolled = {name: getattr(config, name) for name in shared}
     runs: list[JSON] = []
     for seed in range(config.seeds):
         for i, name in enumerate(names):
             done, minutes = seed * len(names) + i + 1, (time.perf_counter() - started) / 60
             print(f"[{done}/{config.seeds * len(names)}] {name}, seed {seed}  ({minutes:.0f} min so far)", flush=True)
             execute = config.execute and min(config.execute, horizon_of(name, config.tokenizer))
-            planned = PolicyRun(name, seed, str(path), learning, execute=execute, **rolled)
+            planned = PolicyRun(name, seed, str(path), learning, last=config.last, execute=execute, **config.said)
             runs.append(run_policy(out / f"{name}-{seed}", planned, config.workers))
         ranked = standings(runs, "daps" if "daps" in names else names[0], latencies(out, runs, str(path), config.method))
         everything = {"settings": to_json(config), "env": env, "standings": ranked, "runs": runs}

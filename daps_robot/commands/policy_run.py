@@ -75,6 +75,12 @@ class Study:
         if not 0 < self.budget <= 100:
             raise ConfigError(f"--budget {self.budget} is a share of each policy's training steps, above 0")
 
+    @property
+    def said(self) -> dict[str, Any]:
+        """What it says of every `PolicyRun`."""
+        names = ("episodes", "ceiling_episodes", "max_steps", "tokenizer", "history", "method", "obs_rotation")
+        return {name: getattr(self, name) for name in names}
+
 
 PIECES = "daps_robot.commands.policy_pieces"
 """The module whose functions run in the processes."""

@@ -125,20 +125,9 @@ def plans(config: Sweep, dataset: str, learning: Learning, seed: int) -> Iterato
     for name in dict.fromkeys(config.policies):
         for value in config.all_values:
             fewer = replace(learning, demonstrations=value) if config.vary == "demonstrations" else learning
-            planned = PolicyRun(
-                name,
-                seed,
-                dataset,
-                fewer,
-                tokenizer_with(config, value),
-                episodes=config.episodes,
-                ceiling_episodes=config.ceiling_episodes,
-                max_steps=config.max_steps,
-                execute=value if config.vary == "execute" else None,
-                method=config.method,
-                history=config.history,
-                obs_rotation=config.obs_rotation,
-            )
+            execute = value if config.vary == "execute" else None
+            said = {**config.said, "tokenizer": tokenizer_with(config, value)}
+            planned = PolicyRun(name, seed, dataset, fewer, execute=execute, **said)
             # of what is executed alone, nothing has to be trained again
             folder = f"{name}-{seed}" if config.vary == "execute" else f"{name}-{config.vary}{value}-{seed}"
             for codes in dict.fromkeys(config.codes if predicts_codes(name) else ("sampled",)):

@@ -34,14 +34,14 @@ class Graph(nn.Module):
         self.policy = policy
 
     def forward(self, observations: Tensor) -> tuple[Tensor, ...]:
-        """The chunk is NaN where an observation's square overflows, as it is or scaled: a graph cannot raise."""
+        """The chunk is NaN where the square of what the networks see overflows, as it is or scaled: a graph cannot raise."""
         policy = self.policy
         seen = expand_quaternions(observations, policy.config.quaternions)
         if isinstance(policy, LatentPolicy):
             *codes, chunk = policy.decide(observations)
         else:
             codes, chunk = [], policy.action_scaler.denormalize(policy.decode(policy.scaler.normalize(seen)))
-        finite = (observations.square().sum() + policy.scaler.normalize(seen).square().sum()).isfinite()
+        finite = (seen.square().sum() + policy.scaler.normalize(seen).square().sum()).isfinite()
         return (*codes, torch.where(finite, chunk, torch.full_like(chunk, torch.nan)))
 
 
