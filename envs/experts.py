@@ -125,7 +125,7 @@ class SquareExpert(Expert):
         nut, crooked = obj[7:10], self._crooked(yaw_of(rotation_matrix(obj[10:14])))
         move = np.array([*(self._peg - nut[:2]), 0.0])
         aside = float(np.hypot(*move[:2]))
-        if ((aside > 0.006 or abs(crooked) > 0.08) and nut[2] > 0.95) or aside > 0.02:
+        if ((aside > 0.006 or abs(crooked) > 0.25) and nut[2] > 0.95) or aside > 0.02:
             move[2] = self._clear_height - nut[2]
             move[:2] *= np.clip(1.0 - (self._clear_height - 0.015 - nut[2]) / 0.06, 0.0, 1.0)
             move[2] += self.style.lift * (aside > 0.03)
